@@ -1,0 +1,58 @@
+"""Faults in data, as values: which row of which source breaks which rule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Rule(StrEnum):
+    """What a row can break. The value is what reports and reject files say."""
+
+    ROW_TRUNCATED = "row_truncated"
+    MISSING_VALUE = "missing_value"
+    TIME_NOT_READABLE = "time_not_readable"
+    TIME_NOT_ALIGNED = "time_not_aligned"
+    NOT_CLOSED = "not_closed"
+    NUMBER_NOT_READABLE = "number_not_readable"
+    NOT_FINITE = "not_finite"
+    NUMBER_TOO_LARGE = "number_too_large"
+    TOO_MANY_FRACTION_DIGITS = "too_many_fraction_digits"
+    LOW_ABOVE_OPEN = "low_above_open"
+    LOW_ABOVE_CLOSE = "low_above_close"
+    HIGH_BELOW_OPEN = "high_below_open"
+    HIGH_BELOW_CLOSE = "high_below_close"
+    NEGATIVE_VOLUME = "negative_volume"
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """A row that was not stored.
+
+    row: 1-based number of the row in its source; where a text file has a header, the header is
+        not counted.
+    rule: the first rule that it breaks.
+    value: the offending value as it stands in the source.
+    field: the column it stands in; None where the whole row is at fault.
+    """
+
+    row: int
+    rule: Rule
+    value: str
+    field: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """Two rows of one source that give one candle different content; the later one wins.
+
+    row: 1-based number of the row that lost.
+    kept_row: 1-based number of the row that won.
+    time: the candle's open time, ISO 8601 in UTC.
+    value: what the losing row said: open, high, low, close, volume.
+    """
+
+    row: int
+    kept_row: int
+    time: str
+    value: str

@@ -1,0 +1,66 @@
+"""The whole tree of Kurisu's exceptions.
+
+    KurisuError
+    ├── ConfigError             kurisu.toml or an environment variable cannot be used
+    ├── ServerError             the embedded PostgreSQL could not be started, stopped or found
+    ├── DatabaseError           the database said no, or is not fit for Kurisu
+    │   ├── EngineRefused       a server that Kurisu does not run on, or not safely
+    │   ├── MigrationNeeded     the schema is older or newer than this program
+    │   └── WriteRefused        a guard in the database refused rows
+    ├── NotFound                a market, account or strategy that is not there
+    ├── InvalidArgument         a value that a caller passed cannot be used
+    ├── UnreadableFile          a file that cannot be read at all
+    └── RetentionConflict       rows older than a retention policy that the user has set
+
+Faults in data (one row of a file, one candle) are not exceptions: they are values of
+`kurisu.domain.faults`, so that one run reports all of them.
+"""
+
+
+class KurisuError(Exception):
+    """Anything that Kurisu refuses or fails at; its text says what to do about it."""
+
+
+class ConfigError(KurisuError):
+    """kurisu.toml or an environment variable cannot be used."""
+
+
+class ServerError(KurisuError):
+    """The embedded PostgreSQL could not be started, stopped or found."""
+
+
+class DatabaseError(KurisuError):
+    """The database said no, or is not fit for Kurisu."""
+
+
+class EngineRefused(DatabaseError):
+    """A server that Kurisu does not run on, or not safely."""
+
+
+class MigrationNeeded(DatabaseError):
+    """The schema is older or newer than this program."""
+
+
+class WriteRefused(DatabaseError):
+    """A guard in the database refused rows."""
+
+
+class NotFound(KurisuError):
+    """A market, account or strategy that is not there."""
+
+
+class InvalidArgument(KurisuError, ValueError):
+    """A value that a caller passed cannot be used."""
+
+
+class UnreadableFile(KurisuError):
+    """A file that cannot be read at all; nothing of it was stored."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+
+class RetentionConflict(KurisuError):
+    """Rows older than a retention policy that the user has set; nothing was stored."""

@@ -1,0 +1,45 @@
+"""What all tables share: naming of constraints, and the column types for money and time."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from decimal import Decimal
+from typing import Annotated, Any
+
+from sqlalchemy import BigInteger, DateTime, Identity, MetaData, Numeric, text
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, mapped_column
+
+from kurisu.domain.money import PRECISION, SCALE
+
+MONEY = Numeric(PRECISION, SCALE)
+TIMESTAMPTZ = DateTime(timezone=True)
+
+#: Price, amount, cost or fee; exact. The unit is in each column's comment.
+Money = Annotated[Decimal, mapped_column(MONEY)]
+#: Aware UTC.
+Timestamp = Annotated[datetime, mapped_column(TIMESTAMPTZ)]
+BigIdentity = Annotated[int, mapped_column(BigInteger, Identity(always=True), primary_key=True)]
+Json = Annotated[
+    dict[str, Any], mapped_column(JSONB, server_default=text("'{}'::jsonb"))
+]
+CreatedAt = Annotated[datetime, mapped_column(TIMESTAMPTZ, server_default=text("now()"))]
+
+
+class Base(DeclarativeBase):
+    """Names follow one pattern, so that a migration and a model cannot disagree about them."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "idx_%(table_name)s_%(column_0_N_name)s",
+            "uq": "unique_%(table_name)s_%(column_0_N_name)s",
+            "ck": "check_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+def one_of(column: str, *values: str) -> str:
+    """A CHECK expression: `column` is one of `values`."""
+    return f"{column} IN ({', '.join(repr(value) for value in values)})"

@@ -1,0 +1,132 @@
+"""Connections: from a URL to an engine whose sessions all behave the same."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, Final
+from uuid import uuid4
+
+import asyncpg
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
+
+from kurisu.errors import ConfigError, DatabaseError, WriteRefused
+
+CONNECT_TIMEOUT_S: Final = 30
+POOL_SIZE: Final = 5
+MAX_OVERFLOW: Final = 15
+
+#: Guards and constraints in the database: class 23, and what our triggers raise.
+_REFUSALS: Final = ("23",)
+
+
+def database_url(url: str) -> URL:
+    """A URL of SQLAlchemy's asyncpg dialect from any usual spelling of a PostgreSQL URL.
+
+    Raises ConfigError; never repeats a password.
+    """
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise ConfigError(
+            "the database URL cannot be read; write it as "
+            "postgresql://user:password@host:5432/database"
+        ) from None
+    if parsed.get_backend_name() not in ("postgresql", "postgres", "timescaledb"):
+        raise ConfigError(
+            f"{parsed.drivername}:// is not PostgreSQL; Kurisu runs on PostgreSQL and "
+            "TimescaleDB: postgresql://user:password@host:5432/database"
+        )
+    query = dict(parsed.query)
+    if "sslmode" in query:  # libpq's name; asyncpg's is ssl and takes the same words.
+        query["ssl"] = query.pop("sslmode")
+    return parsed.set(drivername="postgresql+asyncpg", query=query)
+
+
+def make_engine(url: str) -> AsyncEngine:
+    """An engine for `url`; nothing is connected yet.
+
+    `?pgbouncer=true` in the URL is for servers behind a pooler in transaction mode, and for any
+    that serve one session at a time: no prepared statement outlives a transaction, and no
+    connection is kept.
+    """
+    parsed = database_url(url)
+    options: dict[str, Any] = {"pool_size": POOL_SIZE, "max_overflow": MAX_OVERFLOW}
+    arguments: dict[str, Any] = {
+        "timeout": CONNECT_TIMEOUT_S,
+        "server_settings": {"application_name": "kurisu", "timezone": "UTC"},
+    }
+    query = dict(parsed.query)
+    if str(query.pop("pgbouncer", "false")).lower() in ("1", "true", "yes"):
+        options = {"poolclass": NullPool}
+        arguments["statement_cache_size"] = 0
+        arguments["prepared_statement_name_func"] = lambda: f"kurisu_{uuid4().hex}"
+        arguments["server_settings"] = {}
+        query["prepared_statement_cache_size"] = "0"
+    return create_async_engine(parsed.set(query=query), connect_args=arguments, **options)
+
+
+def _says(error: BaseException) -> str:
+    text = str(error).strip()
+    detail = getattr(error, "detail", None)
+    return f"{text} ({detail})" if detail and detail not in text else text
+
+
+@contextlib.contextmanager
+def translated(target: str) -> Iterator[None]:
+    """Turn a driver's errors into Kurisu's, once, at the boundary; `target` has no password."""
+    try:
+        yield
+    except DBAPIError as error:
+        original: BaseException = error.orig or error
+        cause = original.__cause__ or original
+        state = getattr(cause, "sqlstate", None) or ""
+        if state.startswith(_REFUSALS):
+            raise WriteRefused(_says(cause)) from error
+        if isinstance(error, InterfaceError):
+            raise DatabaseError(f"the connection to {target} broke: {_says(cause)}") from error
+        raise DatabaseError(_says(cause)) from error
+    except asyncpg.IntegrityConstraintViolationError as error:
+        raise WriteRefused(_says(error)) from error
+    except asyncpg.InvalidPasswordError as error:
+        raise DatabaseError(f"{target} does not accept the user or password.") from error
+    except asyncpg.InvalidCatalogNameError as error:
+        raise DatabaseError(f"{target}: {_says(error)}; create the database first.") from error
+    except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        raise DatabaseError(f"{target}: {_says(error)}") from error
+    except (ConnectionError, TimeoutError, OSError) as error:
+        reason = _says(error) or type(error).__name__
+        raise DatabaseError(
+            f"cannot reach the database at {target}: {reason}. Is the server running, and is "
+            "KURISU_DATABASE_URL right?"
+        ) from error
+
+
+async def driver(connection: AsyncConnection) -> asyncpg.Connection:
+    """asyncpg's own connection under `connection`, for COPY."""
+    raw = await connection.get_raw_connection()
+    found = raw.driver_connection
+    if not isinstance(found, asyncpg.Connection):
+        raise DatabaseError("the connection is not asyncpg's")
+    return found
+
+
+@contextlib.asynccontextmanager
+async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """One transaction, committed at the end; errors are Kurisu's."""
+    with translated(engine.url.render_as_string(hide_password=True)):
+        async with engine.begin() as connection:
+            # asyncpg's transaction starts with the first statement; COPY alone is none.
+            await connection.exec_driver_sql("SELECT 1")
+            yield connection
+
+
+@contextlib.asynccontextmanager
+async def autocommit(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """A connection outside any transaction, for what commits by itself (CALL refresh)."""
+    with translated(engine.url.render_as_string(hide_password=True)):
+        async with engine.connect() as connection:
+            yield await connection.execution_options(isolation_level="AUTOCOMMIT")

@@ -1,0 +1,275 @@
+"""The physical layout: hypertables, columnstore and continuous aggregates, as the engine allows.
+
+The migrations make the same tables everywhere. This module turns them into what the engine under
+them can do, after every upgrade and again whenever the engine has changed: a database that began
+on plain PostgreSQL becomes a TimescaleDB one here. Running it twice changes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from kurisu.domain.timeframe import ROLLUPS
+from kurisu.errors import DatabaseError
+from kurisu.store import rollups
+from kurisu.store.connect import autocommit, transaction
+from kurisu.store.engine import Engine, detect
+
+HYPERTABLES: Final = ("ohlcv", "trades")
+CHUNK_INTERVAL: Final = "7 days"
+SEGMENT_BY: Final = {"ohlcv": "market_id,timeframe", "trades": "market_id"}
+ORDER_BY: Final = {"ohlcv": "time DESC", "trades": "time DESC, trade_id"}
+
+# TimescaleDB's default for an aggregate is ten times its source's chunk: 70 days, which leaves
+# thin chunks of the long bars.
+ROLLUP_CHUNKS: Final = {"1h": "180 days", "4h": "730 days", "1d": "3650 days"}
+
+ROLLUP_TRIGGERS: Final = ("inserted", "updated", "deleted", "truncated")
+
+
+@dataclass(frozen=True, slots=True)
+class RefreshPolicy:
+    """When a continuous aggregate is brought up to date in the background (intervals)."""
+
+    start_offset: str
+    end_offset: str
+    schedule: str
+
+
+#: The document's policy for 1h; the others by their length. TimescaleDB wants the window between
+#: the offsets to hold two bars at least.
+REFRESH: Final = {
+    "5m": RefreshPolicy("7 days", "10 minutes", "10 minutes"),
+    "15m": RefreshPolicy("7 days", "30 minutes", "10 minutes"),
+    "1h": RefreshPolicy("7 days", "1 hour", "10 minutes"),
+    "4h": RefreshPolicy("7 days", "4 hours", "30 minutes"),
+    "1d": RefreshPolicy("7 days", "1 day", "1 hour"),
+}
+
+
+def _create_rollup(name: str, length: str, source: str) -> str:
+    """A continuous aggregate with the columns of the rollup tables.
+
+    Real-time (materialized_only=false): a parent that reads a child sees its newest bars too, so
+    a refresh of 4h before 1h cannot store a bar with part of its minutes.
+    """
+    raw = source == "ohlcv"
+    return f"""
+        CREATE MATERIALIZED VIEW ohlcv_{name}
+        WITH (timescaledb.continuous, timescaledb.materialized_only = false,
+              timescaledb.create_group_indexes = false) AS
+        SELECT time_bucket('{length}', time) AS time, market_id,
+               first(open, time) AS open, max(high) AS high, min(low) AS low,
+               last(close, time) AS close, sum(volume) AS volume,
+               {"count(*)" if raw else "sum(bars)"}::integer AS bars
+          FROM {source} {"WHERE timeframe = '1m'" if raw else ""}
+         GROUP BY time_bucket('{length}', time), market_id
+        WITH NO DATA
+    """
+
+
+def _before(name: str) -> str:
+    """Where the rows of a rollup table wait while it is replaced."""
+    return f"ohlcv_{name}_before_conversion"
+
+
+async def _relkind(connection: AsyncConnection, relation: str) -> str | None:
+    """'r' table, 'v' view (a continuous aggregate is one), None if there is none."""
+    found = await connection.scalar(
+        text("SELECT relkind::text FROM pg_class WHERE oid = to_regclass(:relation)"),
+        {"relation": relation},
+    )
+    return str(found) if found is not None else None
+
+
+async def is_hypertable(connection: AsyncConnection, relation: str) -> bool:
+    return bool(
+        await connection.scalar(
+            text(
+                "SELECT count(*) FROM timescaledb_information.hypertables "
+                "WHERE hypertable_schema = current_schema() AND hypertable_name = :relation"
+            ),
+            {"relation": relation},
+        )
+    )
+
+
+async def materialization(connection: AsyncConnection, name: str) -> str:
+    """The table behind a continuous aggregate, quoted. `name` is a timeframe's."""
+    found = await connection.scalar(
+        text(
+            "SELECT format('%I.%I', materialization_hypertable_schema, "
+            "materialization_hypertable_name) FROM timescaledb_information.continuous_aggregates "
+            "WHERE view_schema = current_schema() AND view_name = :view"
+        ),
+        {"view": f"ohlcv_{name}"},
+    )
+    if found is None:
+        raise DatabaseError(f"ohlcv_{name} is not a continuous aggregate; run `kurisu db upgrade`.")
+    return str(found)
+
+
+async def add_extension(database: AsyncEngine) -> list[str]:
+    """Put TimescaleDB into the database if the server has it loaded; returns what was done."""
+    async with transaction(database) as connection:
+        engine = await detect(connection)
+    if engine.timescaledb is not None or engine.available is None:
+        return []
+    try:
+        # In a session of its own: the extension refuses one that has used it before.
+        async with autocommit(database) as connection:
+            await connection.exec_driver_sql("CREATE EXTENSION IF NOT EXISTS timescaledb")
+    except DatabaseError as error:
+        return [
+            f"TimescaleDB {engine.available} is loaded on this server but could not be put into "
+            f"the database ({error}). Let a superuser run CREATE EXTENSION timescaledb, then run "
+            "`kurisu db upgrade` again."
+        ]
+    # Connections from before the extension do not have it loaded.
+    await database.dispose()
+    return [f"added TimescaleDB {engine.available} to the database"]
+
+
+async def converge(database: AsyncEngine, engine: Engine) -> list[str]:
+    """Make the layout the engine's own; returns a line for each thing that changed."""
+    if not engine.has_hypertables:
+        return []
+    done: list[str] = []
+    async with transaction(database) as connection:
+        # Moving rows takes as long as it takes; waiting for a lock does not.
+        await connection.exec_driver_sql("SET LOCAL lock_timeout = '10s'")
+        if engine.is_community:
+            done += await _replace_rollup_tables(connection)
+        for relation in HYPERTABLES:
+            done += await _make_hypertable(connection, relation)
+        if engine.is_community:
+            done += await _create_rollups(connection)
+            for relation in HYPERTABLES:
+                done += await _enable_compression(connection, relation)
+    if engine.is_community:
+        await rollups.refresh_pending(database)
+        done += await _restore_expired_bars(database)
+    return done
+
+
+async def _make_hypertable(connection: AsyncConnection, relation: str) -> list[str]:
+    if await is_hypertable(connection, relation):
+        return []
+    await connection.execute(
+        text(
+            f"SELECT create_hypertable('{relation}', 'time', chunk_time_interval => "
+            f"INTERVAL '{CHUNK_INTERVAL}', create_default_indexes => FALSE, migrate_data => TRUE)"
+        )
+    )
+    return [f"{relation} is a hypertable now"]
+
+
+async def _replace_rollup_tables(connection: AsyncConnection) -> list[str]:
+    """Set the rollup tables and their triggers aside; their rows are kept for later."""
+    if await _relkind(connection, f"ohlcv_{ROLLUPS[0].name}") != "r":
+        return []
+    for event in ROLLUP_TRIGGERS:
+        await connection.execute(text(f"DROP TRIGGER IF EXISTS kurisu_rollup_{event} ON ohlcv"))
+    for frame in ROLLUPS:
+        await connection.execute(
+            text(f"ALTER TABLE ohlcv_{frame.name} RENAME TO {_before(frame.name)}")
+        )
+    return []
+
+
+async def _create_rollups(connection: AsyncConnection) -> list[str]:
+    done = []
+    source = "ohlcv"
+    for frame in ROLLUPS:
+        relation = f"ohlcv_{frame.name}"
+        if await _relkind(connection, relation) is None:
+            length = f"{frame.seconds} seconds"
+            await connection.exec_driver_sql(_create_rollup(frame.name, length, source))
+            table = await materialization(connection, frame.name)
+            # The order of reads; TimescaleDB's own choice would be one index a column.
+            await connection.execute(text(f"CREATE INDEX ON {table} (market_id, time DESC)"))
+            if frame.name in ROLLUP_CHUNKS:
+                await connection.execute(
+                    text(
+                        f"SELECT set_chunk_time_interval('{table}', "
+                        f"INTERVAL '{ROLLUP_CHUNKS[frame.name]}')"
+                    )
+                )
+            policy = REFRESH[frame.name]
+            await connection.execute(
+                text(
+                    f"SELECT add_continuous_aggregate_policy('{relation}', "
+                    f"start_offset => INTERVAL '{policy.start_offset}', "
+                    f"end_offset => INTERVAL '{policy.end_offset}', "
+                    f"schedule_interval => INTERVAL '{policy.schedule}')"
+                )
+            )
+            done.append(f"{relation} is a continuous aggregate now")
+        source = relation
+    if done:
+        await connection.execute(
+            text(
+                "INSERT INTO rollup_pending (since, until) "
+                "SELECT min(time), max(time) + INTERVAL '1 minute' FROM ohlcv "
+                "WHERE timeframe = '1m' HAVING count(*) > 0"
+            )
+        )
+    return done
+
+
+async def _enable_compression(connection: AsyncConnection, relation: str) -> list[str]:
+    enabled = await connection.scalar(
+        text(
+            "SELECT compression_enabled FROM timescaledb_information.hypertables "
+            "WHERE hypertable_schema = current_schema() AND hypertable_name = :relation"
+        ),
+        {"relation": relation},
+    )
+    if enabled:
+        return []
+    await connection.exec_driver_sql(
+        f"ALTER TABLE {relation} SET (timescaledb.compress, "
+        f"timescaledb.compress_segmentby = '{SEGMENT_BY[relation]}', "
+        f"timescaledb.compress_orderby = '{ORDER_BY[relation]}')"
+    )
+    return [f"{relation} compresses its old chunks now"]
+
+
+async def _restore_expired_bars(database: AsyncEngine) -> list[str]:
+    """Move bars whose raw candles are gone from the old rollup tables into the aggregates.
+
+    The aggregates were refreshed from the candles that are there; a bar that the old table has
+    with more candles inside is all that is left of dropped ones.
+    """
+    done = []
+    for frame in ROLLUPS:
+        before = _before(frame.name)
+        async with transaction(database) as connection:
+            if await _relkind(connection, before) != "r":
+                continue
+            table = await materialization(connection, frame.name)
+            newer = (
+                f"FROM {before} b WHERE NOT EXISTS (SELECT 1 FROM {table} m "
+                "WHERE m.market_id = b.market_id AND m.time = b.time AND m.bars >= b.bars)"
+            )
+            # Bars above the watermark are read from raw candles, which these no longer have.
+            await connection.execute(
+                text(
+                    f"DELETE FROM {table} m USING {before} b WHERE m.market_id = b.market_id "
+                    "AND m.time = b.time AND m.bars < b.bars"
+                )
+            )
+            moved = await connection.execute(
+                text(
+                    f"INSERT INTO {table} (time, market_id, open, high, low, close, volume, bars) "
+                    f"SELECT time, market_id, open, high, low, close, volume, bars {newer}"
+                )
+            )
+            await connection.execute(text(f"DROP TABLE {before}"))
+            if moved.rowcount:
+                done.append(f"ohlcv_{frame.name}: kept {moved.rowcount} bars of dropped candles")
+    return done

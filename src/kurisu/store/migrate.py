@@ -1,0 +1,70 @@
+"""Runs the migrations: which revision a database is at, which this program needs, and the way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from kurisu.errors import MigrationNeeded
+
+_MIGRATIONS: Final = Path(__file__).resolve().parent.parent / "migrations"
+
+
+def alembic_config(connection: Connection | None = None) -> Config:
+    """Alembic's configuration; the same for `kurisu db upgrade`, the tests and the command line."""
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+    config.set_main_option(
+        "file_template", "%%(year)d_%%(month).2d_%%(day).2d_%%(rev)s_%%(slug)s"
+    )
+    config.attributes["connection"] = connection
+    return config
+
+
+def head() -> str:
+    """The revision that this program needs."""
+    found = ScriptDirectory.from_config(alembic_config()).get_current_head()
+    if found is None:
+        raise MigrationNeeded("this installation has no migrations; reinstall Kurisu.")
+    return found
+
+
+async def current(connection: AsyncConnection) -> str | None:
+    """The revision that the database is at; None before the first migration."""
+    return await connection.run_sync(
+        lambda sync: MigrationContext.configure(sync).get_current_revision()
+    )
+
+
+async def check(connection: AsyncConnection) -> None:
+    """Raises MigrationNeeded unless the database is at this program's revision."""
+    found, needed = await current(connection), head()
+    if found == needed:
+        return
+    known = {s.revision for s in ScriptDirectory.from_config(alembic_config()).walk_revisions()}
+    if found is not None and found not in known:
+        raise MigrationNeeded(
+            f"the database is at revision {found}, which is newer than this program ({needed}). "
+            "Upgrade Kurisu."
+        )
+    raise MigrationNeeded(
+        f"the database is at revision {found or 'none'} and this program needs {needed}. "
+        "Run `kurisu db upgrade`."
+    )
+
+
+async def upgrade(connection: AsyncConnection, revision: str = "head") -> None:
+    """Migrate up to `revision`, in the connection's transaction."""
+    await connection.run_sync(lambda sync: command.upgrade(alembic_config(sync), revision))
+
+
+async def downgrade(connection: AsyncConnection, revision: str) -> None:
+    """Migrate down to `revision` ("base" for nothing), in the connection's transaction."""
+    await connection.run_sync(lambda sync: command.downgrade(alembic_config(sync), revision))

@@ -1,0 +1,244 @@
+"""Keeps the continuous aggregates right on TimescaleDB Community.
+
+On the other two tiers triggers keep the rollups in the writer's own transaction, and nothing
+here has anything to do. On Community a refresh cannot run in a transaction, so a writer leaves
+the touched range in `rollup_pending` with its rows, commits, and refreshes.
+
+The aggregates are real-time: what lies above the watermark is read from the candles themselves,
+so a live writer has nothing to refresh. Everything below it is refreshed, smallest level first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from kurisu.domain.timeframe import ROLLUPS, Timeframe
+from kurisu.store.connect import autocommit
+
+#: One refresh at a time per database; overlapping ones leave duplicate or missing bars in some
+#: versions and fail in others.
+REFRESH_LOCK: Final = 7_295_412_202
+#: Ranges that are closer than a chunk are refreshed as one: each call has a price of its own,
+#: and TimescaleDB recomputes only what was changed.
+MERGE_WITHIN: Final = timedelta(days=7)
+#: A policy's own refresh may hold what we need; it is short.
+ATTEMPTS: Final = 8
+FIRST_PAUSE_S: Final = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """A stretch of time, `until` exclusive."""
+
+    since: datetime
+    until: datetime
+
+
+def merge(ranges: Sequence[Range], within: timedelta = timedelta(0)) -> list[Range]:
+    """The union of `ranges`, in order; two that are at most `within` apart become one."""
+    merged: list[Range] = []
+    for found in sorted(ranges, key=lambda r: r.since):
+        if merged and found.since <= merged[-1].until + within:
+            merged[-1] = Range(merged[-1].since, max(merged[-1].until, found.until))
+        else:
+            merged.append(found)
+    return merged
+
+
+def cover(wanted: Range, frame: Timeframe) -> Range:
+    """The whole bars of `frame` that touch `wanted`."""
+    return Range(frame.open_time(wanted.since), frame.ceil(wanted.until))
+
+
+#: The background policies look back this far; what is older they never see.
+POLICY_WINDOW: Final = timedelta(days=7)
+#: TimescaleDB's watermark of an aggregate with nothing in it is in 4714 BC.
+_BEGINNING: Final = "TIMESTAMPTZ '1970-01-01 00:00:00+00'"
+
+# Up to where each aggregate is materialised. Columns: view, watermark.
+WATERMARKS: Final = f"""
+SELECT c.view_name AS view,
+       greatest(_timescaledb_functions.to_timestamp(
+           _timescaledb_functions.cagg_watermark(h.id)), {_BEGINNING}) AS watermark
+  FROM timescaledb_information.continuous_aggregates c
+  JOIN _timescaledb_catalog.hypertable h
+    ON h.schema_name = c.materialization_hypertable_schema
+   AND h.table_name = c.materialization_hypertable_name
+ WHERE c.view_schema = current_schema() AND c.view_name LIKE 'ohlcv\\_%'
+"""
+
+# What a refresh may not go beyond. Columns: now, oldest_chunk (null if there are no candles),
+# horizon (before it candles may have been dropped; null if never).
+BOUNDS: Final = """
+SELECT now() AS now,
+       (SELECT min(range_start) FROM timescaledb_information.chunks
+         WHERE hypertable_schema = current_schema() AND hypertable_name = 'ohlcv')
+           AS oldest_chunk,
+       (SELECT greatest(dropped_before,
+                        CASE WHEN EXISTS (SELECT 1 FROM ohlcv_1d
+                                           WHERE time < now() - drop_after)
+                             THEN now() - drop_after END)
+          FROM retention_policies WHERE relation = 'ohlcv') AS horizon
+"""
+
+# Five-minute bars that a refresh would not thin out: as many candles are there as in the bar
+# that is kept, or more. Parameters: since, until. Columns: time.
+COMPLETE_BARS: Final = """
+SELECT r.time
+  FROM (SELECT date_bin('5 minutes', time, TIMESTAMPTZ '1970-01-01 00:00:00+00') AS time,
+               market_id, count(*) AS bars
+          FROM ohlcv
+         WHERE timeframe = '1m' AND time >= CAST(:since AS timestamptz)
+           AND time < CAST(:until AS timestamptz)
+         GROUP BY 1, 2) r
+  FULL JOIN (SELECT time, market_id, bars FROM ohlcv_5m
+              WHERE time >= CAST(:since AS timestamptz)
+                AND time < CAST(:until AS timestamptz)) k USING (time, market_id)
+ GROUP BY 1
+HAVING bool_and(coalesce(r.bars, 0) >= coalesce(k.bars, 0))
+ ORDER BY 1
+"""
+
+
+async def watermarks(connection: AsyncConnection) -> dict[str, datetime]:
+    """Up to where each aggregate is materialised, by timeframe name."""
+    rows = await connection.execute(text(WATERMARKS))
+    return {row.view.removeprefix("ohlcv_"): row.watermark for row in rows}
+
+
+async def note_pending(connection: AsyncConnection, touched: Range, now: datetime) -> bool:
+    """Leave `touched` for a refresh, in the writer's transaction, if it needs one.
+
+    It does if it reaches below a watermark, where bars are read as materialised, or back past
+    what the background policies look at. `now` is the server's clock.
+    """
+    highest = max((await watermarks(connection)).values())
+    if touched.since >= highest and touched.since >= now - POLICY_WINDOW + timedelta(days=1):
+        return False
+    await connection.execute(
+        text("INSERT INTO rollup_pending (since, until) VALUES (:since, :until)"),
+        {"since": touched.since, "until": touched.until},
+    )
+    return True
+
+
+async def refresh_pending(database: AsyncEngine) -> list[Range]:
+    """Refresh every range that a writer left behind; returns what was refreshed."""
+    async with autocommit(database) as connection:
+        if not await connection.scalar(text("SELECT EXISTS (SELECT 1 FROM rollup_pending)")):
+            return []
+        await connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": REFRESH_LOCK})
+        try:
+            rows = (
+                await connection.execute(text("SELECT id, since, until FROM rollup_pending"))
+            ).all()
+            ranges = merge([Range(row.since, row.until) for row in rows], MERGE_WITHIN)
+            if ranges:
+                await _refresh(connection, ranges)
+                await connection.execute(
+                    text("DELETE FROM rollup_pending WHERE id = ANY(:ids)"),
+                    {"ids": [row.id for row in rows]},
+                )
+            return ranges
+        finally:
+            await connection.execute(
+                text("SELECT pg_advisory_unlock(:key)"), {"key": REFRESH_LOCK}
+            )
+
+
+async def _refresh(connection: AsyncConnection, ranges: Sequence[Range]) -> None:
+    bounds = (await connection.execute(text(BOUNDS))).one()
+    if bounds.oldest_chunk is None:
+        return
+    for frame in ROLLUPS:
+        watermark = (await watermarks(connection))[frame.name]
+        for found in ranges:
+            # What lies between the watermark and the range is read from candles now and would be
+            # read as materialised once the watermark has moved past it.
+            since = min(found.since, watermark) if found.until > watermark else found.since
+            wanted = cover(Range(max(since, bounds.oldest_chunk), found.until), frame)
+            # A refresh below the oldest chunk would find no candles and delete the bars. One of
+            # the bar in progress would move the watermark past it, and every further candle of
+            # that bar would need a refresh; it stays above, where bars are read from candles.
+            wanted = Range(
+                max(wanted.since, frame.ceil(bounds.oldest_chunk)),
+                min(wanted.until, frame.open_time(bounds.now)),
+            )
+            for part in await _spared(connection, wanted, frame, bounds.horizon):
+                await _call_refresh(connection, frame, part)
+
+
+async def _spared(
+    connection: AsyncConnection, wanted: Range, frame: Timeframe, horizon: datetime | None
+) -> list[Range]:
+    """The parts of `wanted` whose refresh destroys nothing that retention left behind.
+
+    Only the lowest level reads candles, which retention drops; the others read bars.
+    """
+    if wanted.since >= wanted.until:
+        return []
+    if frame is not ROLLUPS[0] or horizon is None or wanted.since >= horizon:
+        return [wanted]
+    edge = min(frame.ceil(horizon), wanted.until)
+    rows = await connection.execute(
+        text(COMPLETE_BARS), {"since": wanted.since, "until": edge}
+    )
+    parts = merge([Range(row.time, row.time + frame.length) for row in rows])
+    if edge < wanted.until:
+        parts = merge([*parts, Range(edge, wanted.until)])
+    return parts
+
+
+async def _call_refresh(connection: AsyncConnection, frame: Timeframe, part: Range) -> None:
+    """CALL refresh_continuous_aggregate, again if a background refresh is in the way."""
+    for attempt in range(ATTEMPTS):
+        try:
+            await connection.execute(
+                text(
+                    f"CALL refresh_continuous_aggregate('ohlcv_{frame.name}', "
+                    "CAST(:since AS timestamptz), CAST(:until AS timestamptz))"
+                ),
+                {"since": part.since, "until": part.until},
+            )
+        except DBAPIError as error:
+            cause = error.orig.__cause__ if error.orig is not None else None
+            state = getattr(cause, "sqlstate", None)
+            # lock_not_available, object_in_use, object_not_in_prerequisite_state, deadlock,
+            # serialization: what a concurrent refresh of the same aggregate has been seen to raise.
+            if state not in ("55P03", "55006", "55000", "40P01", "40001") or attempt + 1 == ATTEMPTS:
+                raise
+            await asyncio.sleep(FIRST_PAUSE_S * 2**attempt)
+        else:
+            return
+
+
+async def refresh_all(database: AsyncEngine) -> list[Range]:
+    """Refresh whatever is out of date, whoever wrote it (`kurisu db maintain`).
+
+    Rows that somebody else wrote below the watermark are in nobody's list, but TimescaleDB knows
+    about them; asking for the whole range above the horizon recomputes only those.
+    """
+    async with autocommit(database) as connection:
+        bounds = (await connection.execute(text(BOUNDS))).one()
+        newest = await connection.scalar(
+            text("SELECT max(time) + INTERVAL '1 minute' FROM ohlcv WHERE timeframe = '1m'")
+        )
+        highest = max((await watermarks(connection)).values())
+        if bounds.oldest_chunk is None or newest is None:
+            return await refresh_pending(database)
+        since = max(bounds.oldest_chunk, bounds.horizon or bounds.oldest_chunk)
+        until = max(newest, highest)
+        if since < until:
+            await connection.execute(
+                text("INSERT INTO rollup_pending (since, until) VALUES (:since, :until)"),
+                {"since": since, "until": until},
+            )
+    return await refresh_pending(database)
