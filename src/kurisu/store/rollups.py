@@ -114,20 +114,22 @@ async def watermarks(connection: AsyncConnection) -> dict[str, datetime]:
     return {row.view.removeprefix("ohlcv_"): row.watermark for row in rows}
 
 
-async def note_pending(connection: AsyncConnection, touched: Range, now: datetime) -> bool:
-    """Leave `touched` for a refresh, in the writer's transaction, if it needs one.
+async def note_pending(connection: AsyncConnection, touched: Sequence[Range]) -> bool:
+    """Leave `touched` for a refresh, in the writer's transaction, where it needs one.
 
-    It does if it reaches below a watermark, where bars are read as materialised, or back past
-    what the background policies look at. `now` is the server's clock.
+    It does where it reaches below a watermark, where bars are read as materialised, or back past
+    what the background policies look at.
     """
     highest = max((await watermarks(connection)).values())
-    if touched.since >= highest and touched.since >= now - POLICY_WINDOW + timedelta(days=1):
-        return False
-    await connection.execute(
-        text("INSERT INTO rollup_pending (since, until) VALUES (:since, :until)"),
-        {"since": touched.since, "until": touched.until},
-    )
-    return True
+    now = await connection.scalar(text("SELECT now()"))
+    edge = max(highest, now - POLICY_WINDOW + timedelta(days=1))
+    wanted = merge([t for t in touched if t.since < edge], MERGE_WITHIN)
+    if wanted:
+        await connection.execute(
+            text("INSERT INTO rollup_pending (since, until) VALUES (:since, :until)"),
+            [{"since": w.since, "until": w.until} for w in wanted],
+        )
+    return bool(wanted)
 
 
 async def refresh_pending(database: AsyncEngine) -> list[Range]:

@@ -1,0 +1,155 @@
+"""Arrow IPC (feather), Parquet and Feather V1: typed columns, read batch by batch."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.feather
+import pyarrow.parquet
+
+from kurisu.ingest.files.columns import Layout, from_names, from_option
+from kurisu.ingest.files.detect import CannotRead, Kind, Source
+from kurisu.ingest.files.rows import Collector
+
+#: Rows that are converted at once.
+BATCH_ROWS: Final = 2**18
+
+
+def read_arrow(
+    source: Source, kind: Kind, columns: Sequence[str] | None, collector: Collector
+) -> Layout:
+    """Adds all rows of a columnar file. Raises CannotRead."""
+    with _damage_as_cannot_read():
+        content = (
+            pa.OSFile(str(source.path))
+            if source.path is not None
+            else pa.BufferReader(source.read_all())
+        )
+        schema, batches = _OPEN[kind](content)
+        layout: Layout | None = None
+        for batch in batches:
+            for at in range(0, batch.num_rows, BATCH_ROWS):
+                part = batch.slice(at, BATCH_ROWS)
+                if layout is None:
+                    layout = _layout(schema, columns, part)
+                _add(part, layout, collector)
+        return layout or _layout(schema, columns, None)
+
+
+@contextmanager
+def _damage_as_cannot_read() -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
+        text = str(error).split("\n")[0][:300]
+        raise CannotRead(f"it is cut short or damaged ({text}): fetch the file again") from error
+
+
+def _open_file(content: pa.NativeFile) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+    reader = pa.ipc.open_file(content)
+    return reader.schema, (reader.get_batch(i) for i in range(reader.num_record_batches))
+
+
+def _open_stream(content: pa.NativeFile) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+    reader = pa.ipc.open_stream(content)
+    return reader.schema, iter(reader)
+
+
+def _open_feather_v1(content: pa.NativeFile) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+    with warnings.catch_warnings():
+        # Reading old files is what we are here for; Arrow 25 deprecates it.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        table = pa.feather.read_table(content)
+    return table.schema, iter(table.to_batches())
+
+
+def _open_parquet(content: pa.NativeFile) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+    reader = pa.parquet.ParquetFile(content)
+    return reader.schema_arrow, reader.iter_batches(batch_size=BATCH_ROWS)
+
+
+_OPEN: Final = {
+    Kind.ARROW_FILE: _open_file,
+    Kind.ARROW_STREAM: _open_stream,
+    Kind.FEATHER_V1: _open_feather_v1,
+    Kind.PARQUET: _open_parquet,
+}
+
+
+def _layout(
+    schema: pa.Schema, columns: Sequence[str] | None, batch: pa.RecordBatch | None
+) -> Layout:
+    if len(schema) == 0:
+        raise CannotRead("the table has no columns")
+    if columns is not None:
+        layout = from_option(columns, len(schema))
+        names = {name: schema.names[at] for name, at in layout.fields.items()}
+        layout = replace(layout, sources=names, names=tuple(schema.names))
+    else:
+        layout = from_names(schema.names, [] if batch is None else _first_row(batch))
+    for name, at in layout.fields.items():
+        if not _is_usable(schema.field(at).type, name):
+            raise CannotRead(
+                f"column {schema.names[at]!r} has the type {schema.field(at).type}, from which "
+                f"{'a time' if name == 'time' else 'a number'} cannot be read exactly"
+            )
+    return layout
+
+
+def _first_row(batch: pa.RecordBatch) -> list[str | None]:
+    """The texts of the first row; None for what is no text."""
+    row: list[str | None] = []
+    for column in batch.columns:
+        plain = _plain(column.slice(0, 1))
+        is_text = pa.types.is_string(plain.type) or pa.types.is_large_string(plain.type)
+        row.append(plain[0].as_py() if is_text else None)
+    return row
+
+
+def _is_usable(kind: pa.DataType, name: str) -> bool:
+    types = pa.types
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    if types.is_run_end_encoded(kind):
+        kind = kind.value_type
+    if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
+        return True
+    if types.is_integer(kind) or types.is_decimal(kind) or types.is_float64(kind):
+        return True
+    if types.is_null(kind):
+        return True
+    if name == "time":
+        # A float32 holds a time of today to two minutes only.
+        return bool(types.is_timestamp(kind) or types.is_date(kind))
+    return bool(types.is_float32(kind))
+
+
+def _plain(column: pa.Array) -> pa.Array:
+    """`column` without dictionary or run-end encoding."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if pa.types.is_run_end_encoded(column.type):
+        column = pc.run_end_decode(column)
+    return column
+
+
+def _add(batch: pa.RecordBatch, layout: Layout, collector: Collector) -> None:
+    first = collector.claim(batch.num_rows)
+    cells: Mapping[str, pa.Array] = {
+        name: _checked(batch.column(at)) for name, at in {**layout.fields, **layout.same}.items()
+    }
+    rows = np.arange(first, first + batch.num_rows, dtype=np.int64)
+    collector.add(rows, cells, layout)
+
+
+def _checked(column: pa.Array) -> pa.Array:
+    """`column`, plain, after a full check: damaged offsets would be read out of bounds."""
+    column.validate(full=True)
+    return _plain(column)

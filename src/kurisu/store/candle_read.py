@@ -1,0 +1,249 @@
+"""Reads candles of any timeframe, exactly.
+
+A bar is made from 1m candles where there are any inside it: read from its rollup, or derived from
+the largest rollup that divides it. Where there is none, it is the exchange's own bar of that
+timeframe, else it is derived from the finest stored one that divides it. One bar never mixes
+sources, and the table's metadata says which were used.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from kurisu.domain.timeframe import BASE, ROLLUPS, TIMEFRAMES, Timeframe
+from kurisu.store.candle_rows import NUMBERS, times_us
+from kurisu.store.candle_table import SOURCES
+from kurisu.store.candle_write import COLUMN_KINDS
+from kurisu.store.connect import driver
+from kurisu.store.copy_binary import ColumnKind, copy_to_arrow
+
+_KINDS_WITH_BARS: Final = (*COLUMN_KINDS, ("bars", ColumnKind.INT4))
+_VALUES: Final = ", ".join(NUMBERS)
+#: What stands for "from the beginning" and "to the end".
+EARLIEST: Final = TIMEFRAMES["1w"].origin
+LATEST: Final = datetime(9000, 1, 1, tzinfo=EARLIEST.tzinfo)
+
+# Which native timeframes a market has. Parameters: market_id, names. Columns: timeframe.
+NATIVE: Final = """
+SELECT t.name AS timeframe FROM unnest(CAST(:names AS text[])) AS t(name)
+ WHERE EXISTS (SELECT 1 FROM ohlcv o WHERE o.market_id = :market_id AND o.timeframe = t.name)
+"""
+
+
+def bucket(frame: Timeframe, column: str = "time") -> str:
+    """SQL: the open time of the bar of `frame` that contains `column`."""
+    if frame.is_calendar:
+        return f"date_trunc('month', {column} AT TIME ZONE 'UTC') AT TIME ZONE 'UTC'"
+    return (
+        f"date_bin('{frame.seconds} seconds', {column}, "
+        f"TIMESTAMPTZ '{frame.origin:%Y-%m-%d} 00:00:00+00')"
+    )
+
+
+def aggregate(frame: Timeframe, relation: str, where: str, bars: str) -> str:
+    """SQL: bars of `frame` from the rows of `relation`. Columns: time, the numbers, bars."""
+    return (
+        f"SELECT {bucket(frame)} AS time, (array_agg(open ORDER BY time))[1] AS open, "
+        "max(high) AS high, min(low) AS low, "
+        "(array_agg(close ORDER BY time DESC))[1] AS close, sum(volume) AS volume, "
+        f"{bars}::integer AS bars FROM {relation} WHERE {where} GROUP BY 1 ORDER BY 1"
+    )
+
+
+def rollup_below(frame: Timeframe) -> Timeframe:
+    """The largest of 1m and the rollups that divides `frame`."""
+    return next(f for f in (*reversed(ROLLUPS), BASE) if f.divides(frame))
+
+
+async def native_timeframes(connection: AsyncConnection, market_id: int) -> list[Timeframe]:
+    """Timeframes other than 1m that are stored for a market, finest first."""
+    names = [name for name in TIMEFRAMES if name != BASE.name]
+    rows = await connection.scalars(text(NATIVE), {"names": names, "market_id": market_id})
+    found = set(rows)
+    return [frame for name, frame in TIMEFRAMES.items() if name in found]
+
+
+async def read(
+    connection: AsyncConnection,
+    market_id: int,
+    frame: Timeframe,
+    since: datetime | None,
+    until: datetime | None,
+) -> pa.Table:
+    """Bars of one market that open in [since, until), by time; see `CandleTable` for columns."""
+    low = frame.ceil(since) if since is not None else EARLIEST
+    high = frame.ceil(until) if until is not None else LATEST
+    if frame == BASE:
+        table = await _copy(
+            connection,
+            f"SELECT time, {_VALUES} FROM ohlcv WHERE market_id = $1 AND timeframe = '1m' "
+            "AND time >= $2 AND time < $3 ORDER BY time",
+            [market_id, low, high],
+            bars=False,
+        )
+        return _with_sources(table, {BASE.name: table.num_rows})
+    parts = [(BASE.name, await _read_from_minutes(connection, market_id, frame, low, high))]
+    for native in await native_timeframes(connection, market_id):
+        if native == frame:
+            # Before any derived one: the exchange's own bar comes first.
+            parts.insert(1, (frame.name, await _read_native(connection, market_id, frame, low, high)))
+        elif native.divides(frame) and native.seconds < frame.seconds:
+            derived = await _copy(
+                connection,
+                aggregate(
+                    frame, "ohlcv",
+                    "market_id = $1 AND timeframe = $4 AND time >= $2 AND time < $3", "count(*)",
+                ),
+                [market_id, low, high, native.name],
+            )  # fmt: skip
+            parts.append((native.name, derived))
+    return _choose(parts)
+
+
+async def _read_from_minutes(
+    connection: AsyncConnection, market_id: int, frame: Timeframe, low: datetime, high: datetime
+) -> pa.Table:
+    if frame in ROLLUPS:
+        query = (
+            f"SELECT time, {_VALUES}, bars FROM ohlcv_{frame.name} WHERE market_id = $1 "
+            "AND time >= $2 AND time < $3 ORDER BY time"
+        )
+    else:
+        below = rollup_below(frame)
+        is_raw = below == BASE
+        where = "market_id = $1 AND time >= $2 AND time < $3"
+        query = aggregate(
+            frame,
+            "ohlcv" if is_raw else f"ohlcv_{below.name}",
+            where + (" AND timeframe = '1m'" if is_raw else ""),
+            "count(*)" if is_raw else "sum(bars)",
+        )
+    return await _copy(connection, query, [market_id, low, high])
+
+
+async def _read_native(
+    connection: AsyncConnection, market_id: int, frame: Timeframe, low: datetime, high: datetime
+) -> pa.Table:
+    return await _copy(
+        connection,
+        f"SELECT time, {_VALUES}, NULL::integer AS bars FROM ohlcv WHERE market_id = $1 "
+        "AND timeframe = $4 AND time >= $2 AND time < $3 ORDER BY time",
+        [market_id, low, high, frame.name],
+    )
+
+
+async def _copy(
+    connection: AsyncConnection, query: str, arguments: Sequence[object], *, bars: bool = True
+) -> pa.Table:
+    return await copy_to_arrow(
+        await driver(connection), query, arguments, _KINDS_WITH_BARS if bars else COLUMN_KINDS
+    )
+
+
+def _choose(parts: Sequence[tuple[str, pa.Table]]) -> pa.Table:
+    """Of the bars with one open time the one from the earliest part; in order of time."""
+    chosen: list[pa.Table] = []
+    sources: Counter[str] = Counter()
+    taken = np.empty(0, dtype=np.int64)
+    for name, table in parts:
+        time = times_us(table.column("time"))
+        free = ~np.isin(time, taken)
+        if not free.any():
+            continue
+        picked = table if free.all() else table.filter(pa.array(free))
+        chosen.append(picked)
+        sources[name] += picked.num_rows
+        taken = np.concatenate((taken, time[free]))
+    if not chosen:
+        return _with_sources(parts[0][1], {})
+    if len(chosen) == 1:
+        return _with_sources(chosen[0], sources)
+    return _with_sources(pa.concat_tables(chosen).sort_by("time"), sources)
+
+
+def _with_sources(table: pa.Table, sources: dict[str, int]) -> pa.Table:
+    found = {name: count for name, count in sources.items() if count}
+    return table.replace_schema_metadata({SOURCES: json.dumps(found)})
+
+
+def _latest_query(frame: Timeframe) -> str:
+    """SQL: newest bars of many markets, one index probe each.
+
+    Parameters: market_ids, before, count. Columns: market_id, time, the numbers, bars.
+    """
+    if frame == BASE:
+        own = (
+            f"SELECT time, {_VALUES}, NULL::integer AS bars FROM ohlcv o "
+            "WHERE o.market_id = m.id AND o.timeframe = '1m' AND o.time < $2 "
+            "ORDER BY time DESC LIMIT $3"
+        )
+    else:
+        own = (
+            f"(SELECT time, {_VALUES}, bars FROM ohlcv_{frame.name} r "
+            "WHERE r.market_id = m.id AND r.time < $2 ORDER BY time DESC LIMIT $3) "
+            f"UNION ALL (SELECT time, {_VALUES}, NULL::integer FROM ohlcv o "
+            f"WHERE o.market_id = m.id AND o.timeframe = '{frame.name}' AND o.time < $2 "
+            f"AND NOT EXISTS (SELECT 1 FROM ohlcv_{frame.name} r "
+            "WHERE r.market_id = m.id AND r.time = o.time) ORDER BY time DESC LIMIT $3) "
+            "ORDER BY time DESC LIMIT $3"
+        )
+    return (
+        f"SELECT m.id AS market_id, l.* FROM unnest($1::integer[]) AS m(id) "
+        f"CROSS JOIN LATERAL ({own}) l ORDER BY m.id, l.time"
+    )
+
+
+async def latest(
+    connection: AsyncConnection,
+    market_ids: Sequence[int],
+    frame: Timeframe,
+    count: int,
+    before: datetime | None,
+) -> pa.Table:
+    """The newest `count` bars of each market that open before `before`, by market and time.
+
+    Columns: market_id (int32) and those of `read`. A timeframe that is neither 1m nor a rollup is
+    derived from the last bars of what divides it, market by market.
+    """
+    if frame == BASE or frame in ROLLUPS:
+        query = _latest_query(frame)
+        ids = "ARRAY[" + ",".join(str(int(i)) for i in market_ids) + "]"
+        table = await copy_to_arrow(
+            await driver(connection),
+            query.replace("$1", ids).replace("$2", "$1").replace("$3", str(int(count))),
+            [before or LATEST],
+            (("market_id", ColumnKind.INT4), *_KINDS_WITH_BARS),
+        )
+        return table.drop_columns("bars") if frame == BASE else table
+    tables = []
+    for market_id in market_ids:
+        newest = await connection.scalar(
+            text("SELECT max(time) FROM ohlcv WHERE market_id = :id AND time < :before"),
+            {"id": market_id, "before": before or LATEST},
+        )
+        if newest is None:
+            continue
+        # As far back as `count` bars reach without holes, then everything if there were some.
+        length_s = 31 * 86_400 if frame.is_calendar else frame.seconds
+        since = newest - timedelta(seconds=length_s * (count + 1))
+        table = await read(connection, market_id, frame, since, before)
+        if table.num_rows < count:
+            table = await read(connection, market_id, frame, None, before)
+        table = table.slice(max(0, table.num_rows - count)).replace_schema_metadata(None)
+        ids = pa.array(np.full(table.num_rows, market_id, dtype=np.int32))
+        tables.append(table.add_column(0, "market_id", ids))
+    if tables:
+        return pa.concat_tables(tables)
+    return pa.schema(
+        [(name, kind.arrow_type) for name, kind in
+         (("market_id", ColumnKind.INT4), *_KINDS_WITH_BARS)]
+    ).empty_table()  # fmt: skip

@@ -1,0 +1,260 @@
+"""The one way candles get into the database.
+
+In: clean candles of one market and timeframe. Out: what happened to them. Under a lock for the
+market the stored candles of the same range are read (exactly, as fast as the server can send
+them) and compared; only rows that are new or different are sent. So an empty range costs one COPY,
+and writing the same data twice changes nothing and dirties nothing, compressed chunks included,
+where even an INSERT that conflicts would decompress.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final
+
+import asyncpg
+import numpy as np
+import pyarrow as pa
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from kurisu.domain.faults import Conflict, Reject
+from kurisu.domain.timeframe import Timeframe
+from kurisu.errors import DatabaseError
+from kurisu.store import coverage
+from kurisu.store.candle_rows import (
+    NUMBERS,
+    CleanCandles,
+    differs,
+    from_us,
+    runs,
+    times_us,
+)
+from kurisu.store.connect import driver
+from kurisu.store.copy_binary import ColumnKind, copy_to_arrow, encode_batches
+from kurisu.store.coverage import Stretch
+from kurisu.store.engine import Engine
+
+#: Advisory lock of a market's candles; the rollup triggers take the same one.
+MARKET_LOCK: Final = 1_264_939_593
+#: Rows compared and sent at a time, which bounds memory at about 150 MB.
+SLICE_ROWS: Final = 500_000
+#: Up to here changed rows travel as arrays in one statement; beyond, through a temporary table.
+ARRAY_ROWS: Final = 1_000
+#: Somebody who does not take the lock (psql) may insert between our look and our COPY; the next
+#: look sees it.
+ATTEMPTS: Final = 5
+
+
+@dataclass(slots=True)
+class WriteReport:
+    """What became of the rows of one write.
+
+    read = inserted + updated + unchanged + len(rejects) + len(conflicts) + duplicates.
+    coverage: stretches that were not known to be complete before.
+    touched: (open, close) in microseconds of the stretches with new or changed candles.
+    notes: what else was done and is worth a line, e.g. that a retention policy was moved.
+    """
+
+    read: int = 0
+    inserted: int = 0
+    updated: int = 0
+    unchanged: int = 0
+    duplicates: int = 0
+    rejects: list[Reject] = field(default_factory=list)
+    conflicts: list[Conflict] = field(default_factory=list)
+    coverage: list[Stretch] = field(default_factory=list)
+    touched: list[tuple[int, int]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def rejected(self) -> int:
+        return len(self.rejects)
+
+
+COLUMN_KINDS: Final = (
+    ("time", ColumnKind.TIMESTAMPTZ),
+    *((name, ColumnKind.NUMERIC) for name in NUMBERS),
+)
+
+# Stored candles of a range. Parameters: market_id, timeframe, since, until (inclusive).
+STORED: Final = """
+SELECT time, open, high, low, close, volume FROM ohlcv
+ WHERE market_id = $1 AND timeframe = $2 AND time >= $3 AND time <= $4
+ ORDER BY time
+"""
+
+# Candles that differ from the stored ones. Parameters: market_id, timeframe, and an array per
+# column.
+UPSERT_ARRAYS: Final = """
+INSERT INTO ohlcv AS o (market_id, timeframe, time, open, high, low, close, volume)
+SELECT :market_id, :timeframe, n.* FROM unnest(
+    CAST(:time AS timestamptz[]), CAST(:open AS numeric[]), CAST(:high AS numeric[]),
+    CAST(:low AS numeric[]), CAST(:close AS numeric[]), CAST(:volume AS numeric[])) AS n
+"""
+
+_ON_CONFLICT: Final = """
+ON CONFLICT (market_id, timeframe, time) DO UPDATE
+   SET open = excluded.open, high = excluded.high, low = excluded.low,
+       close = excluded.close, volume = excluded.volume
+ WHERE (o.open, o.high, o.low, o.close, o.volume) IS DISTINCT FROM
+       (excluded.open, excluded.high, excluded.low, excluded.close, excluded.volume)
+"""
+
+STAGE: Final = """
+CREATE TEMPORARY TABLE kurisu_changed_candles (LIKE ohlcv) ON COMMIT DROP
+"""
+
+UPSERT_STAGE: Final = f"""
+INSERT INTO ohlcv AS o (market_id, timeframe, time, open, high, low, close, volume)
+SELECT market_id, timeframe, time, open, high, low, close, volume FROM kurisu_changed_candles
+{_ON_CONFLICT}
+"""
+
+
+async def write(
+    connection: AsyncConnection,
+    engine: Engine,
+    market_id: int,
+    frame: Timeframe,
+    candles: CleanCandles,
+    source: str,
+) -> WriteReport:
+    """Store `candles` in the connection's transaction. Raises WriteRefused, DatabaseError."""
+    report = WriteReport(
+        read=candles.read,
+        duplicates=candles.duplicates,
+        rejects=candles.rejects,
+        conflicts=candles.conflicts,
+    )
+    await connection.execute(
+        text("SELECT pg_advisory_xact_lock(:lock, :market_id)"),
+        {"lock": MARKET_LOCK, "market_id": market_id},
+    )
+    if engine.is_community:
+        # Rows that go into a compressed chunk have to be checked against its batches, and a
+        # backfill touches more of them than the limit allows.
+        await connection.execute(
+            text("SET LOCAL timescaledb.max_tuples_decompressed_per_dml_transaction = 0")
+        )
+    for part in _slices(candles.table):
+        await _write_slice(connection, market_id, frame, part, report)
+    report.coverage = await coverage.state(
+        connection,
+        market_id,
+        frame,
+        [
+            Stretch(from_us(since), from_us(until), "complete", source)
+            for since, until in runs(candles.times, frame)
+        ],
+    )
+    return report
+
+
+def _slices(table: pa.Table) -> Iterator[pa.Table]:
+    for start in range(0, table.num_rows, SLICE_ROWS):
+        yield table.slice(start, SLICE_ROWS).combine_chunks()
+
+
+async def _write_slice(
+    connection: AsyncConnection,
+    market_id: int,
+    frame: Timeframe,
+    table: pa.Table,
+    report: WriteReport,
+) -> None:
+    for _ in range(ATTEMPTS):
+        new, changed, unchanged = await _compare(connection, market_id, frame, table)
+        try:
+            if new.num_rows:
+                async with connection.begin_nested():
+                    await _copy(connection, "ohlcv", market_id, frame, new)
+        except asyncpg.UniqueViolationError:
+            continue
+        if changed.num_rows:
+            await _update(connection, market_id, frame, changed)
+        for part in (new, changed):
+            report.touched += runs(times_us(part.column("time")), frame)
+        report.inserted += new.num_rows
+        report.updated += changed.num_rows
+        report.unchanged += unchanged
+        return
+    raise DatabaseError(
+        f"somebody else keeps inserting the same candles; gave up after {ATTEMPTS} attempts. "
+        "Stop the other writer or run this again."
+    )
+
+
+async def _compare(
+    connection: AsyncConnection, market_id: int, frame: Timeframe, table: pa.Table
+) -> tuple[pa.Table, pa.Table, int]:
+    """(new rows, rows that differ from the stored ones, how many are stored as they are)."""
+    wanted = times_us(table.column("time"))
+    stored = await read_stored(
+        connection, market_id, frame, from_us(int(wanted[0])), from_us(int(wanted[-1]))
+    )
+    if stored.num_rows == 0:
+        return table, table.slice(0, 0), 0
+    known = times_us(stored.column("time"))
+    at = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
+    is_known = known[at] == wanted
+    ours = table.filter(pa.array(is_known))
+    changed = ours.filter(pa.array(differs(ours, stored.take(pa.array(at[is_known])))))
+    new = table.filter(pa.array(~is_known))
+    return new, changed, ours.num_rows - changed.num_rows
+
+
+async def read_stored(
+    connection: AsyncConnection, market_id: int, frame: Timeframe, since: datetime, until: datetime
+) -> pa.Table:
+    """Stored candles from `since` to `until` (inclusive), by time."""
+    return await copy_to_arrow(
+        await driver(connection), STORED, [market_id, frame.name, since, until], COLUMN_KINDS
+    )
+
+
+async def _copy(
+    connection: AsyncConnection, relation: str, market_id: int, frame: Timeframe, table: pa.Table
+) -> None:
+    rows = table.num_rows
+    whole = pa.table(
+        {
+            "market_id": pa.array(np.full(rows, market_id, dtype=np.int32)),
+            "timeframe": pa.DictionaryArray.from_arrays(
+                pa.array(np.zeros(rows, dtype=np.int8)), pa.array([frame.name])
+            ),
+            **{name: table.column(name) for name in table.column_names},
+        }
+    )
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for chunk in encode_batches(whole):
+            yield chunk
+
+    raw = await driver(connection)
+    await raw.copy_to_table(
+        relation, source=chunks(), columns=whole.column_names, format="binary"
+    )
+
+
+async def _update(
+    connection: AsyncConnection, market_id: int, frame: Timeframe, table: pa.Table
+) -> None:
+    if table.num_rows <= ARRAY_ROWS:
+        await connection.execute(
+            text(UPSERT_ARRAYS + _ON_CONFLICT),
+            {
+                "market_id": market_id,
+                "timeframe": frame.name,
+                **{name: table.column(name).to_pylist() for name in table.column_names},
+            },
+        )
+        return
+    await connection.execute(text("DROP TABLE IF EXISTS kurisu_changed_candles"))
+    await connection.execute(text(STAGE))
+    await _copy(connection, "kurisu_changed_candles", market_id, frame, table)
+    await connection.execute(text(UPSERT_STAGE))
+

@@ -1,0 +1,240 @@
+"""`store.candles`: writes and reads of candles. Each call is one transaction of its own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import pyarrow as pa
+
+from kurisu.domain.candle import Candle
+from kurisu.domain.timeframe import BASE, Timeframe
+from kurisu.domain.timeframe import timeframe as timeframe_of
+from kurisu.errors import InvalidArgument
+from kurisu.store import candle_read, candle_rows, candle_write, coverage_read, policies, rollups
+from kurisu.store.candle_table import CandleTable
+from kurisu.store.candle_write import WriteReport
+from kurisu.store.connect import transaction
+from kurisu.store.coverage_read import Gap
+from kurisu.store.markets import Market
+
+if TYPE_CHECKING:
+    from kurisu.store.store import Store
+
+#: Bars that `replay` holds at a time, over all markets.
+REPLAY_ROWS: Final = 100_000
+
+
+def aware(given: datetime | None, name: str) -> datetime | None:
+    """`given` in UTC. Raises InvalidArgument if it has no time zone."""
+    if given is None:
+        return None
+    if given.tzinfo is None:
+        raise InvalidArgument(f"{name} has no time zone; use datetime(..., tzinfo=UTC)")
+    return given.astimezone(UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Candles:
+    """Candles of every market.
+
+    as_of_time: only what had closed at this time is visible; None for everything stored.
+    """
+
+    _store: Store
+    as_of_time: datetime | None = None
+
+    def as_of(self, at: datetime) -> Candles:
+        """The same reads, as they would have been at `at`: bars still open then are not there.
+
+        Raises InvalidArgument if `at` has no time zone.
+        """
+        return Candles(self._store, aware(at, "at"))
+
+    async def write(
+        self,
+        market: Market,
+        timeframe: str | Timeframe,
+        rows: Any,
+        *,
+        source: str = "api",
+        now: datetime | None = None,
+        grace: timedelta = timedelta(0),
+        allow_expiring: bool = False,
+    ) -> WriteReport:
+        """Store closed candles, exactly, all of them or none.
+
+        rows: an Arrow table (or what exports one: polars, pandas) with the columns time
+            (timestamp with a time zone, open time), open, high, low, close, volume (decimal,
+            integer or text), and optionally row (numbers for the report); or Candle values.
+        source: what `candle_coverage` names as the source.
+        now: the clock that says which candles have closed (the exchange's, where it is known);
+            by default this machine's. A candle is closed at open time + timeframe + grace.
+        allow_expiring: store rows that a retention policy of the user's will drop again.
+
+        Rows that break a rule are listed in the report, never changed to fit. Raises
+        InvalidArgument (columns missing or not exact), RetentionConflict, WriteRefused,
+        DatabaseError.
+        """
+        started = time.perf_counter()
+        frame = timeframe_of(timeframe)
+        clock = (aware(now, "now") or datetime.now(UTC)) - grace
+        found = candle_rows.clean(rows, frame, clock)
+        store = self._store
+        note = None
+        if found.table.num_rows:
+            note = await self._make_room(found, allow_expiring=allow_expiring)
+        async with transaction(store.database) as connection:
+            report = await candle_write.write(
+                connection, store.engine, market.id, frame, found, source
+            )
+            if store.engine.is_community and frame == BASE and report.inserted + report.updated:
+                await rollups.note_pending(
+                    connection,
+                    [
+                        rollups.Range(candle_rows.from_us(since), candle_rows.from_us(until))
+                        for since, until in report.touched
+                    ],
+                )
+        if store.engine.is_community and frame == BASE:
+            # Also what an earlier writer left behind when it was killed before its refresh.
+            await rollups.refresh_pending(store.database)
+        if note is not None:
+            report.notes.append(note)
+        report.seconds = time.perf_counter() - started
+        return report
+
+    async def _make_room(
+        self, found: candle_rows.CleanCandles, *, allow_expiring: bool
+    ) -> str | None:
+        """The policy first, in a transaction of its own: a background job must not see the rows
+        before it."""
+        oldest = candle_rows.from_us(int(found.times[0]))
+        async with transaction(self._store.database) as connection:
+            cutoff = (await policies.read(connection))["ohlcv"].cutoff
+            if cutoff is None or oldest >= cutoff:
+                return None
+            expiring = int(np.count_nonzero(found.times < candle_rows.to_us(cutoff)))
+            return await policies.make_room(
+                connection,
+                self._store.engine,
+                "ohlcv",
+                oldest,
+                expiring,
+                allow_expiring=allow_expiring,
+            )
+
+    async def read(
+        self,
+        market: Market,
+        timeframe: str | Timeframe,
+        since: datetime | None = None,
+        until: datetime | None = None,
+    ) -> CandleTable:
+        """Bars of one market that open in [since, until), by time; see `CandleTable`.
+
+        Any timeframe; see `kurisu.store.candle_read` for where its bars come from.
+        """
+        frame = timeframe_of(timeframe)
+        until = self._bounded(frame, aware(until, "until"))
+        async with transaction(self._store.database) as connection:
+            return CandleTable(
+                await candle_read.read(connection, market.id, frame, aware(since, "since"), until)
+            )
+
+    def _bounded(self, frame: Timeframe, until: datetime | None) -> datetime | None:
+        if self.as_of_time is None:
+            return until
+        visible = frame.open_time(self.as_of_time)
+        return visible if until is None else min(until, visible)
+
+    async def latest(
+        self, markets: Sequence[Market], timeframe: str | Timeframe, count: int = 1
+    ) -> pa.Table:
+        """The newest `count` bars of each market, by market and time: one query.
+
+        Columns: market (text, exchange:symbol), market_id, and those of `read`. A market without
+        bars has no row.
+        """
+        if count < 1:
+            raise InvalidArgument(f"count is {count}; it has to be at least 1")
+        frame = timeframe_of(timeframe)
+        names = {market.id: str(market) for market in markets}
+        async with transaction(self._store.database) as connection:
+            table = await candle_read.latest(
+                connection, list(names), frame, count, self._bounded(frame, None)
+            )
+        labels = pa.array([names[i] for i in table.column("market_id").to_pylist()], pa.string())
+        return table.add_column(0, "market", labels)
+
+    async def replay(
+        self,
+        markets: Sequence[Market],
+        timeframe: str | Timeframe,
+        since: datetime | None = None,
+        until: datetime | None = None,
+    ) -> AsyncIterator[tuple[Market, Candle]]:
+        """Bars of many markets merged in order of time, then of `markets`, in bounded memory.
+
+        A bar of `timeframe` may be acted on at its close, open time + timeframe; bars of one open
+        time close together.
+        """
+        frame = timeframe_of(timeframe)
+        since, until = aware(since, "since"), self._bounded(frame, aware(until, "until"))
+        first, last = await self._extent(markets, frame)
+        if first is None or last is None:
+            return
+        at = first if since is None else max(since, first)
+        end = frame.close_time(last) if until is None else min(until, frame.close_time(last))
+        length_s = 28 * 86_400 if frame.is_calendar else frame.seconds
+        window = timedelta(seconds=length_s) * max(1, REPLAY_ROWS // max(1, len(markets)))
+        while at < end:
+            stop = min(end, frame.ceil(at + window))
+            async for item in self._replay_window(markets, frame, at, stop):
+                yield item
+            at = stop
+
+    async def _replay_window(
+        self, markets: Sequence[Market], frame: Timeframe, since: datetime, until: datetime
+    ) -> AsyncIterator[tuple[Market, Candle]]:
+        tables = []
+        async with transaction(self._store.database) as connection:
+            for order, market in enumerate(markets):
+                table = await candle_read.read(connection, market.id, frame, since, until)
+                tables.append(
+                    table.replace_schema_metadata(None).append_column(
+                        "order", pa.array(np.full(table.num_rows, order, dtype=np.int32))
+                    )
+                )
+        merged = pa.concat_tables(tables).sort_by([("time", "ascending"), ("order", "ascending")])
+        orders = merged.column("order").to_pylist()
+        candles = CandleTable(merged.drop_columns("order")).candles()
+        for order, candle in zip(orders, candles, strict=True):
+            yield markets[order], candle
+
+    async def _extent(
+        self, markets: Sequence[Market], frame: Timeframe
+    ) -> tuple[datetime | None, datetime | None]:
+        async with transaction(self._store.database) as connection:
+            return await coverage_read.extent(connection, [m.id for m in markets], frame)
+
+    async def gaps(
+        self,
+        market: Market,
+        timeframe: str | Timeframe = "1m",
+        since: datetime | None = None,
+        until: datetime | None = None,
+    ) -> list[Gap]:
+        """Stretches without candles, by time, each with what is known about it.
+
+        Without bounds: between the first and the last stored candle.
+        """
+        async with transaction(self._store.database) as connection:
+            return await coverage_read.gaps(
+                connection, market.id, timeframe_of(timeframe),
+                aware(since, "since"), aware(until, "until"),
+            )  # fmt: skip

@@ -1,0 +1,100 @@
+"""The store: one database, and the doors to what is in it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from kurisu.config import Config
+from kurisu.store import layout, migrate, policies
+from kurisu.store.candles import Candles
+from kurisu.store.connect import make_engine, transaction
+from kurisu.store.engine import Engine, detect
+from kurisu.store.markets import Markets
+
+
+@dataclass(slots=True)
+class Store:
+    """An open database.
+
+    database: SQLAlchemy's engine, for queries of your own.
+    engine: which tier of PostgreSQL or TimescaleDB it is.
+    """
+
+    database: AsyncEngine
+    engine: Engine
+    config: Config = field(default_factory=Config)
+
+    @property
+    def markets(self) -> Markets:
+        return Markets(self)
+
+    @property
+    def candles(self) -> Candles:
+        return Candles(self)
+
+
+@contextlib.asynccontextmanager
+async def open_store(
+    url: str, config: Config | None = None, *, migrated: bool = False
+) -> AsyncIterator[Store]:
+    """Connect to `url` and check that it is fit. Changes nothing but policies that kurisu.toml
+    names.
+
+    migrated: bring a database without any tables up to date instead of refusing it.
+    Raises EngineRefused, MigrationNeeded, DatabaseError, ConfigError.
+    """
+    config = config or Config()
+    database = make_engine(url)
+    try:
+        async with transaction(database) as connection:
+            engine = await detect(connection)
+            empty = await migrate.current(connection) is None
+            if not (empty and migrated):
+                await migrate.check(connection)
+        if empty:
+            await upgrade(url, config)
+            await database.dispose()
+            async with transaction(database) as connection:
+                engine = await detect(connection)
+        else:
+            await converge_policies(database, engine, config)
+        yield Store(database, engine, config)
+    finally:
+        await database.dispose()
+
+
+async def converge_policies(database: AsyncEngine, engine: Engine, config: Config) -> list[str]:
+    """Apply what kurisu.toml says of retention and compression; returns what changed."""
+    async with transaction(database) as connection:
+        return await policies.converge(
+            connection,
+            engine,
+            {name: policies.parse_duration(text) for name, text in config.retention.items()},
+            {name: policies.parse_duration(text) for name, text in config.compression.items()},
+        )
+
+
+async def upgrade(url: str, config: Config | None = None) -> list[str]:
+    """Bring a database up to date: extension, migrations, layout, policies.
+
+    Returns a line for each thing that was done; running it twice does nothing the second time.
+    """
+    database = make_engine(url)
+    try:
+        done = await layout.add_extension(database)
+        async with transaction(database) as connection:
+            engine = await detect(connection)
+            before = await migrate.current(connection)
+            await migrate.upgrade(connection)
+            after = await migrate.current(connection)
+        if before != after:
+            done.append(f"migrated from {before or 'an empty database'} to revision {after}")
+        done += await layout.converge(database, engine)
+        done += await converge_policies(database, engine, config or Config())
+        return done
+    finally:
+        await database.dispose()
