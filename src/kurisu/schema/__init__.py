@@ -10,6 +10,7 @@ from kurisu.schema.candles import (
     ROLLUP_TABLES,
     CandleCoverage,
     CandleRevision,
+    CandleSeries,
 )
 from kurisu.schema.ledger import Account, Balance, Execution, Order, Position
 from kurisu.schema.markets import Market
@@ -26,6 +27,7 @@ __all__ = [
     "Base",
     "CandleCoverage",
     "CandleRevision",
+    "CandleSeries",
     "Execution",
     "Market",
     "Order",

@@ -113,6 +113,19 @@ ROLLUP_TABLES: dict[str, Table] = {
 }
 
 
+class CandleSeries(Base):
+    """Which timeframes a market has candles of, or once had. Kept by a trigger, for every writer.
+
+    Finding that out from a hypertable means a look into every chunk.
+    """
+
+    __tablename__ = "candle_series"
+    __table_args__ = (PrimaryKeyConstraint("market_id", "timeframe"),)
+
+    market_id: Mapped[int] = mapped_column(ForeignKey("markets.id"))
+    timeframe: Mapped[str] = mapped_column(String(10))
+
+
 class CandleCoverage(Base):
     """What is known about a stretch of time, so that 'no trades' is not 'not fetched'.
 

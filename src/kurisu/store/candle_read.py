@@ -32,10 +32,9 @@ _VALUES: Final = ", ".join(NUMBERS)
 EARLIEST: Final = TIMEFRAMES["1w"].origin
 LATEST: Final = datetime(9000, 1, 1, tzinfo=EARLIEST.tzinfo)
 
-# Which native timeframes a market has. Parameters: market_id, names. Columns: timeframe.
+# Timeframes other than 1m that a market has. Parameters: market_id. Columns: timeframe.
 NATIVE: Final = """
-SELECT t.name AS timeframe FROM unnest(CAST(:names AS text[])) AS t(name)
- WHERE EXISTS (SELECT 1 FROM ohlcv o WHERE o.market_id = :market_id AND o.timeframe = t.name)
+SELECT timeframe FROM candle_series WHERE market_id = :market_id AND timeframe <> '1m'
 """
 
 
@@ -66,9 +65,7 @@ def rollup_below(frame: Timeframe) -> Timeframe:
 
 async def native_timeframes(connection: AsyncConnection, market_id: int) -> list[Timeframe]:
     """Timeframes other than 1m that are stored for a market, finest first."""
-    names = [name for name in TIMEFRAMES if name != BASE.name]
-    rows = await connection.scalars(text(NATIVE), {"names": names, "market_id": market_id})
-    found = set(rows)
+    found = set(await connection.scalars(text(NATIVE), {"market_id": market_id}))
     return [frame for name, frame in TIMEFRAMES.items() if name in found]
 
 

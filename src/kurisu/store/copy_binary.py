@@ -77,7 +77,7 @@ _END_MARKER = b"\xff\xff"
 _MARGIN = bytes(64)
 
 _POSTGRES_EPOCH_US = 946_684_800_000_000  # 2000-01-01, from which timestamptz counts
-_BEYOND_NUMERIC = "has a value beyond numeric(38,18)"
+_BEYOND_NUMERIC = "has a value beyond numeric(38,18): over 20 integer or 18 fraction digits"
 
 _LOW_32 = np.uint64(0xFFFF_FFFF)
 _LOW_16 = np.uint64(0xFFFF)
@@ -337,7 +337,7 @@ def _decode_field(block: bytes, name: str, kind: ColumnKind, field: _Field) -> p
         if not (right | is_null).all():
             wrong = int(field.length[~(right | is_null)][0])
             raise ValueError(
-                f"Column {name!r} has a value of {wrong} bytes, which is not a {kind.value}."
+                f"Column {name!r} has a value of {wrong} bytes that is no {kind.value}."
             )
         null_count = int(is_null.sum())
         validity = pa.py_buffer(np.packbits(~is_null, bitorder="little"))
@@ -540,9 +540,10 @@ _PLACEHOLDER = re.compile(
 def inline_arguments(query: str, args: Sequence[object]) -> str:
     """Write `args` into `query` in place of `$1`, `$2`, ..., as literals that cannot break out.
 
-    COPY takes no parameters. asyncpg would have the server quote them, which costs two round
-    trips and the text form of a time follows the session's DateStyle: some styles write the zone
-    as an abbreviation, and `IST` is read back as another zone than the one it was written in.
+    COPY takes no parameters. asyncpg would have the server quote them, which costs two more round
+    trips, reaches into quoted parts of the query, and passes a time through the session's
+    DateStyle: the styles other than ISO write the zone as an abbreviation, and servers before
+    PostgreSQL 18 read `IST` as Israel's even where the session is in India.
     Raises ValueError for a placeholder without an argument, an argument without a placeholder, a
     naive datetime, and whatever has no literal here. `query` must have no dollar-quoted string
     and no backslash-quoted quote; it is the program's own text, only `args` come from outside.

@@ -33,14 +33,13 @@ def read_arrow(
             else pa.BufferReader(source.read_all())
         )
         schema, batches = _OPEN[kind](content)
-        layout: Layout | None = None
-        for batch in batches:
-            for at in range(0, batch.num_rows, BATCH_ROWS):
-                part = batch.slice(at, BATCH_ROWS)
-                if layout is None:
-                    layout = _layout(schema, columns, part)
-                _add(part, layout, collector)
-        return layout or _layout(schema, columns, None)
+    layout: Layout | None = None
+    for batch in _checked(batches):
+        for at in range(0, batch.num_rows, BATCH_ROWS):
+            part = batch.slice(at, BATCH_ROWS)
+            layout = layout or _layout(schema, columns, part)
+            _add(part, layout, collector)
+    return layout or _layout(schema, columns, None)
 
 
 @contextmanager
@@ -50,6 +49,18 @@ def _damage_as_cannot_read() -> Iterator[None]:
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         text = str(error).split("\n")[0][:300]
         raise CannotRead(f"it is cut short or damaged ({text}): fetch the file again") from error
+
+
+def _checked(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The batches after a full check: damaged offsets would be read out of bounds."""
+    while True:
+        with _damage_as_cannot_read():
+            batch = next(batches, None)
+            if batch is not None:
+                batch.validate(full=True)
+        if batch is None:
+            return
+        yield batch
 
 
 def _open_file(content: pa.NativeFile) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
@@ -143,13 +154,7 @@ def _plain(column: pa.Array) -> pa.Array:
 def _add(batch: pa.RecordBatch, layout: Layout, collector: Collector) -> None:
     first = collector.claim(batch.num_rows)
     cells: Mapping[str, pa.Array] = {
-        name: _checked(batch.column(at)) for name, at in {**layout.fields, **layout.same}.items()
+        name: _plain(batch.column(at)) for name, at in {**layout.fields, **layout.same}.items()
     }
     rows = np.arange(first, first + batch.num_rows, dtype=np.int64)
     collector.add(rows, cells, layout)
-
-
-def _checked(column: pa.Array) -> pa.Array:
-    """`column`, plain, after a full check: damaged offsets would be read out of bounds."""
-    column.validate(full=True)
-    return _plain(column)

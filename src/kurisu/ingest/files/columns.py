@@ -136,7 +136,8 @@ def from_names(names: Sequence[str], first_row: Sequence[str | None] = ()) -> La
             missing = ["volume"]
     if missing:
         raise CannotRead(
-            f"no column for {', '.join(missing)} among {_shown(names)}: {_say_which(names)}"
+            f"no column for {', '.join(missing)} among {_shown(names)}: if they are candles, "
+            f"{_say_which(names)}"
         )
     label = ""
     if keys[0] == "opentime" and "closetime" in keys and len(keys) == len(_BINANCE):

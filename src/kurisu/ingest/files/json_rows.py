@@ -32,6 +32,8 @@ from kurisu.ingest.files.text import check_layout
 MAX_DOCUMENT_BYTES: Final = 2 * 2**30
 #: Rows or objects that the columns are found from.
 SAMPLE_ROWS: Final = 1_000
+#: An object longer than this is no candle.
+MAX_OBJECT_BYTES: Final = 2**14
 #: Objects that are converted at once.
 BATCH_OBJECTS: Final = 100_000
 
@@ -55,6 +57,8 @@ def read_json(
     Returns its layout (None for an empty list) and the format's name. Raises CannotRead.
     """
     head = source.peek().removeprefix(b"\xef\xbb\xbf").lstrip()
+    if head.startswith(b"{") and b"\n" not in head[:-1] and len(head) > MAX_OBJECT_BYTES:
+        raise _no_list()
     if head.startswith(b"{") or _LINES_OF_LISTS.match(head):
         return _read_lines(source, columns, collector), "json lines"
     content = _document(source)
@@ -173,16 +177,20 @@ def _read_lines(source: Source, columns: Sequence[str] | None, collector: Collec
         if layout is None:
             whole = [value for value in values if not isinstance(value, _Broken)]
             if len(whole) * 2 < len(values):
-                raise CannotRead(
-                    "the JSON is cut short or damaged, or an object that holds no list of candles: "
-                    "write it as a list of lists, a list of objects, or one object a line"
-                )
+                raise _no_list()
             layout = _layout_of_values(whole[:SAMPLE_ROWS], columns)
         for at in range(0, len(values), BATCH_OBJECTS):
             _add_values(values[at : at + BATCH_OBJECTS], layout, collector)
     if layout is None:
         raise CannotRead("the file holds nothing but blanks")
     return layout
+
+
+def _no_list() -> CannotRead:
+    return CannotRead(
+        "the JSON is an object, and not a list of candles, or it is damaged: write it as a list of "
+        "lists, a list of objects, or one object a line"
+    )
 
 
 class _Broken(str):

@@ -130,7 +130,7 @@ def _rows(
     if not dialect.prose:
         return np.ones(ends.shape, dtype=np.bool_)
     head = content[starts]
-    is_row = (ends > starts) & (head != _HASH)
+    is_row: npt.NDArray[np.bool_] = (ends > starts) & (head != _HASH)
     blank = b" " if dialect.delimiter == "\t" else _BLANK
     for at in np.flatnonzero(is_row & np.isin(head, list(blank))).tolist():
         is_row[at] = bool(data[starts[at] : ends[at]].strip(blank))

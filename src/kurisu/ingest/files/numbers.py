@@ -109,11 +109,12 @@ def _from_unusual_text(text: pa.Array) -> tuple[pa.Array, Faults]:
 def _exponents(text: pa.Array) -> pa.Array:
     """Which strings are scientific notation below 1e20 with at most 18 fractional digits."""
     parts = pc.extract_regex(text, _SCIENTIFIC)
-    power = pc.replace_substring(parts.field("power"), "+", "").cast(pa.int64())
-    whole_digits = pc.add(pc.binary_length(parts.field("whole")), power)
-    part_digits = pc.subtract(pc.binary_length(parts.field("part")), power)
+    # struct_field is null where the string does not match; the children themselves are not.
+    power = pc.replace_substring(pc.struct_field(parts, "power"), "+", "").cast(pa.int64())
+    whole_digits = pc.add(pc.binary_length(pc.struct_field(parts, "whole")), power)
+    part_digits = pc.subtract(pc.binary_length(pc.struct_field(parts, "part")), power)
     fits = pc.and_(pc.less_equal(whole_digits, 20), pc.less_equal(part_digits, SCALE))
-    return pc.and_(pc.is_valid(parts), pc.fill_null(fits, False))
+    return pc.fill_null(fits, False)
 
 
 def _walk(texts: Sequence[str | None]) -> tuple[pa.Array, Faults]:

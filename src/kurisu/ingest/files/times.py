@@ -49,9 +49,10 @@ _US_PER: Final = {"s": 1_000_000, "ms": 1_000, "us": 1}
 _INTEGER: Final = r"^[1-8]?[0-9]{9,18}$"
 _DATE: Final = "[0-9]{4}-[0-9]{2}-[0-9]{2}"
 _CLOCK: Final = r"[T ][0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:\.[0-9]{1,6})?)?"
-_ZONE_UTC: Final = " ?(?:Z|UTC|[+-]00(?::?00)?)$"
+# Offsets to +-13:59 go by column; the odd one beyond goes one by one.
+_ZONE: Final = "(?:Z| ?UTC|[+-](?:0[0-9]|1[0-3])(?::?[0-5][0-9])?)"
 _NAIVE: Final = f"^{_DATE}(?:{_CLOCK})?$"
-_UTC: Final = f"^{_DATE}{_CLOCK}{_ZONE_UTC}"
+_ZONED: Final = f"^{_DATE}{_CLOCK}{_ZONE}$"
 
 _NUMBER: Final = re.compile(
     r"[+-]?(?:[0-9]{1,40}\.?[0-9]{0,40}|\.[0-9]{1,40})(?:[eE][+-]?[0-9]{1,2})?"
@@ -200,7 +201,7 @@ def _from_text(text: pa.Array) -> tuple[pa.Array, Faults]:
     result = pa.nulls(len(text), TIME)
     faults: Faults = {}
     left = np.ones(len(text), dtype=bool)
-    for pattern, convert in ((_INTEGER, _integers), (_NAIVE, _naive), (_UTC, _utc)):
+    for pattern, convert in ((_INTEGER, _integers), (_NAIVE, _naive), (_ZONED, _zoned)):
         mask = matches(text, pattern)
         if mask.true_count == 0:
             continue
@@ -225,15 +226,19 @@ def _integers(text: pa.Array) -> tuple[pa.Array, Faults]:
 
 
 def _naive(text: pa.Array) -> tuple[pa.Array | None, Faults]:
+    return _calendar_times(text, pa.timestamp("us"))
+
+
+def _zoned(text: pa.Array) -> tuple[pa.Array | None, Faults]:
+    return _calendar_times(pc.replace_substring_regex(text, " ?UTC$", "Z"), TIME)
+
+
+def _calendar_times(text: pa.Array, kind: pa.DataType) -> tuple[pa.Array | None, Faults]:
     try:
-        return _from_ticks(text.cast(pa.timestamp("us")).cast(pa.int64()), "us")
+        return _from_ticks(text.cast(kind).cast(pa.int64()), "us")
     except pa.ArrowInvalid:
         # A date that the calendar does not have (2023-02-30): one by one.
         return None, {}
-
-
-def _utc(text: pa.Array) -> tuple[pa.Array | None, Faults]:
-    return _naive(pc.replace_substring_regex(text, _ZONE_UTC, ""))
 
 
 def _walk(texts: Sequence[str | None]) -> tuple[pa.Array, Faults]:

@@ -18,24 +18,52 @@ branch_labels = None
 depends_on = None
 
 UPGRADE = """
-CREATE FUNCTION kurisu_check_market_ids() RETURNS trigger LANGUAGE plpgsql AS $$
--- Every market_id of the changed rows is in markets, and stays there until this commits.
+CREATE TABLE candle_series (
+    market_id INTEGER NOT NULL,
+    timeframe VARCHAR(10) NOT NULL,
+    CONSTRAINT pk_candle_series PRIMARY KEY (market_id, timeframe),
+    CONSTRAINT fk_candle_series_market_id FOREIGN KEY (market_id) REFERENCES markets (id)
+);
+
+CREATE FUNCTION kurisu_hold_markets(ids integer[]) RETURNS void LANGUAGE plpgsql AS $$
+-- Every one of the ids is in markets, and stays there until this commits.
 DECLARE
     missing integer;
 BEGIN
     -- The lock is taken in the order of ids, so that two writers cannot wait for each other. It
     -- is a statement of its own: the next one sees what a deleter committed meanwhile.
-    PERFORM 1 FROM markets
-     WHERE id IN (SELECT DISTINCT market_id FROM changed)
-     ORDER BY id FOR KEY SHARE;
-    SELECT c.market_id INTO missing
-      FROM (SELECT DISTINCT market_id FROM changed) c
-     WHERE NOT EXISTS (SELECT 1 FROM markets m WHERE m.id = c.market_id)
+    PERFORM 1 FROM markets WHERE id = ANY(ids) ORDER BY id FOR KEY SHARE;
+    SELECT i.id INTO missing FROM unnest(ids) AS i(id)
+     WHERE NOT EXISTS (SELECT 1 FROM markets m WHERE m.id = i.id)
      LIMIT 1;
     IF FOUND THEN
         RAISE EXCEPTION 'market % is not in markets', missing
             USING ERRCODE = 'foreign_key_violation';
     END IF;
+END $$;
+
+CREATE FUNCTION kurisu_check_trades() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM kurisu_hold_markets(ARRAY(SELECT DISTINCT market_id FROM changed));
+    RETURN NULL;
+END $$;
+
+CREATE FUNCTION kurisu_check_candles() RETURNS trigger LANGUAGE plpgsql AS $$
+-- Beside the reference, remembers which timeframes a market has: finding that out from a
+-- hypertable means a look into every chunk.
+DECLARE
+    ids integer[];
+    names text[];
+BEGIN
+    SELECT array_agg(market_id), array_agg(timeframe) INTO ids, names
+      FROM (SELECT DISTINCT market_id, timeframe FROM changed) d;
+    PERFORM kurisu_hold_markets(ids);
+    INSERT INTO candle_series (market_id, timeframe)
+    SELECT n.market_id, n.timeframe FROM unnest(ids, names) AS n(market_id, timeframe)
+     WHERE NOT EXISTS (SELECT 1 FROM candle_series s
+                        WHERE s.market_id = n.market_id AND s.timeframe = n.timeframe)
+     ORDER BY 1, 2
+    ON CONFLICT DO NOTHING;
     RETURN NULL;
 END $$;
 
@@ -73,18 +101,21 @@ CREATE TRIGGER kurisu_keep_market_ids BEFORE UPDATE OF id ON markets
 CREATE TRIGGER kurisu_keep_markets_truncate BEFORE TRUNCATE ON markets
     FOR EACH STATEMENT EXECUTE FUNCTION kurisu_keep_markets();
 
-CREATE TRIGGER kurisu_check_market_ids_insert AFTER INSERT ON ohlcv
+CREATE TRIGGER kurisu_check_candles_insert AFTER INSERT ON ohlcv
     REFERENCING NEW TABLE AS changed
-    FOR EACH STATEMENT EXECUTE FUNCTION kurisu_check_market_ids();
-CREATE TRIGGER kurisu_check_market_ids_update AFTER UPDATE ON ohlcv
+    FOR EACH STATEMENT EXECUTE FUNCTION kurisu_check_candles();
+CREATE TRIGGER kurisu_check_candles_update AFTER UPDATE ON ohlcv
     REFERENCING NEW TABLE AS changed
-    FOR EACH STATEMENT EXECUTE FUNCTION kurisu_check_market_ids();
-CREATE TRIGGER kurisu_check_market_ids_insert AFTER INSERT ON trades
+    FOR EACH STATEMENT EXECUTE FUNCTION kurisu_check_candles();
+CREATE TRIGGER kurisu_check_trades_insert AFTER INSERT ON trades
     REFERENCING NEW TABLE AS changed
-    FOR EACH STATEMENT EXECUTE FUNCTION kurisu_check_market_ids();
-CREATE TRIGGER kurisu_check_market_ids_update AFTER UPDATE ON trades
+    FOR EACH STATEMENT EXECUTE FUNCTION kurisu_check_trades();
+CREATE TRIGGER kurisu_check_trades_update AFTER UPDATE ON trades
     REFERENCING NEW TABLE AS changed
-    FOR EACH STATEMENT EXECUTE FUNCTION kurisu_check_market_ids();
+    FOR EACH STATEMENT EXECUTE FUNCTION kurisu_check_trades();
+
+INSERT INTO candle_series (market_id, timeframe)
+SELECT DISTINCT market_id, timeframe FROM ohlcv;
 
 CREATE TABLE candle_coverage (
     market_id INTEGER NOT NULL,
@@ -175,14 +206,16 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    for table in ("rollup_pending", "retention_policies", "candle_revisions", "candle_coverage"):
+    for table in ("rollup_pending", "retention_policies", "candle_revisions", "candle_coverage",
+                  "candle_series"):  # fmt: skip
         op.execute(f"DROP TABLE {table}")
-    for table in ("ohlcv", "trades"):
-        op.execute(f"DROP TRIGGER kurisu_check_market_ids_insert ON {table}")
-        op.execute(f"DROP TRIGGER kurisu_check_market_ids_update ON {table}")
+    for table, name in (("ohlcv", "candles"), ("trades", "trades")):
+        op.execute(f"DROP TRIGGER kurisu_check_{name}_insert ON {table}")
+        op.execute(f"DROP TRIGGER kurisu_check_{name}_update ON {table}")
     op.execute("DROP TRIGGER kurisu_keep_revisions ON ohlcv")
     for trigger in ("kurisu_keep_markets", "kurisu_keep_market_ids",
                     "kurisu_keep_markets_truncate"):  # fmt: skip
         op.execute(f"DROP TRIGGER {trigger} ON markets")
-    for function in ("kurisu_keep_revisions", "kurisu_keep_markets", "kurisu_check_market_ids"):
-        op.execute(f"DROP FUNCTION {function}()")
+    for function in ("kurisu_keep_revisions()", "kurisu_keep_markets()", "kurisu_check_candles()",
+                     "kurisu_check_trades()", "kurisu_hold_markets(integer[])"):  # fmt: skip
+        op.execute(f"DROP FUNCTION {function}")
