@@ -21,6 +21,7 @@ from kurisu.store.candle_write import WriteReport
 from kurisu.store.connect import transaction
 from kurisu.store.coverage_read import Gap
 from kurisu.store.markets import Market
+from kurisu.store.verify import VerifyReport, verify
 
 if TYPE_CHECKING:
     from kurisu.store.store import Store
@@ -236,5 +237,20 @@ class Candles:
         async with transaction(self._store.database) as connection:
             return await coverage_read.gaps(
                 connection, market.id, timeframe_of(timeframe),
+                aware(since, "since"), aware(until, "until"),
+            )  # fmt: skip
+
+    async def verify(
+        self,
+        markets: Sequence[Market] | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+    ) -> VerifyReport:
+        """Recompute every rollup from 1m and compare, digit for digit; all markets by default."""
+        if markets is None:
+            markets = await self._store.markets.list()
+        async with transaction(self._store.database) as connection:
+            return await verify(
+                connection, self._store.engine, markets,
                 aware(since, "since"), aware(until, "until"),
             )  # fmt: skip

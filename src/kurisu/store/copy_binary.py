@@ -605,7 +605,7 @@ def encode(table: pa.Table) -> memoryview:
 
 
 def encode_batches(table: pa.Table) -> Iterator[bytes]:
-    """Encode a table as a binary COPY, in chunks of at most ENCODE_ROWS rows.
+    """Encode a table as a binary COPY, in chunks of about ENCODE_ROWS rows.
 
     Columns are `timestamp[us, UTC]`, `decimal128(38,18)`, `int32` (int4), `int64` (int8) and
     `string`, plain or as a dictionary; each must be of the SQL type that the target column has,
@@ -623,7 +623,9 @@ def encode_batches(table: pa.Table) -> Iterator[bytes]:
             column.cast(field.type) if column.type != field.type else column
             for column, field in zip(batch.columns, schema, strict=True)
         ]
-        yield encoder.write_batch(pa.RecordBatch.from_arrays(plain, schema=schema))
+        # pgpq holds back up to a megabyte, so that a small batch yields nothing.
+        if chunk := encoder.write_batch(pa.RecordBatch.from_arrays(plain, schema=schema)):
+            yield chunk
     yield encoder.finish()
 
 

@@ -12,6 +12,7 @@ from kurisu.config import Config
 from kurisu.store import layout, migrate, policies
 from kurisu.store.candles import Candles
 from kurisu.store.connect import make_engine, transaction
+from kurisu.store.database import Database
 from kurisu.store.engine import Engine, detect
 from kurisu.store.markets import Markets
 
@@ -31,6 +32,10 @@ class Store:
     @property
     def markets(self) -> Markets:
         return Markets(self)
+
+    @property
+    def db(self) -> Database:
+        return Database(self)
 
     @property
     def candles(self) -> Candles:

@@ -1,0 +1,131 @@
+"""`kurisu db maintain`: the upkeep that no background job does.
+
+On plain PostgreSQL and the Apache edition it carries out retention. On Community it refreshes
+what somebody else wrote below a watermark, and compresses what is due at once: the background
+policy would come to a backfilled chunk within half a day.
+Running it often costs little; running it never loses nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from kurisu.store import policies, rollups
+from kurisu.store.connect import autocommit, transaction
+from kurisu.store.engine import Engine
+
+#: Rows deleted in one transaction; a longer one would hold its snapshot for minutes.
+DELETE_ROWS: Final = 200_000
+
+# Remember what is about to be dropped, so that rollups there are never thinned out. Whole UTC
+# days, so that no bar loses part of its candles. Parameters: relation. Columns: cutoff.
+BEGIN_EXPIRY: Final = """
+UPDATE retention_policies
+   SET dropped_before = greatest(dropped_before, date_trunc('day', now() - drop_after, 'UTC')),
+       updated_at = now()
+ WHERE relation = :relation AND drop_after IS NOT NULL
+RETURNING date_trunc('day', now() - drop_after, 'UTC') AS cutoff
+"""
+
+# Coverage of dropped candles goes with them. Parameters: cutoff.
+TRIM_COVERAGE: Final = """
+WITH gone AS (DELETE FROM candle_coverage WHERE until <= CAST(:cutoff AS timestamptz))
+UPDATE candle_coverage SET since = CAST(:cutoff AS timestamptz)
+ WHERE since < CAST(:cutoff AS timestamptz) AND until > CAST(:cutoff AS timestamptz)
+"""
+
+# Chunks that are due to be compressed: never compressed, or written to since. Columns: chunk.
+DUE_FOR_COMPRESSION: Final = """
+SELECT format('%I.%I', c.schema_name, c.table_name) AS chunk
+  FROM _timescaledb_catalog.chunk c
+  JOIN _timescaledb_catalog.hypertable h ON h.id = c.hypertable_id
+  JOIN timescaledb_information.chunks i
+    ON i.chunk_schema = c.schema_name AND i.chunk_name = c.table_name
+  JOIN retention_policies p ON p.relation = h.table_name
+ WHERE h.schema_name = current_schema() AND NOT c.dropped
+   AND i.range_end < now() - p.compress_after
+   AND (NOT i.is_compressed OR c.status & 8 = 8)
+ ORDER BY 1
+"""
+
+
+async def maintain(database: AsyncEngine, engine: Engine) -> list[str]:
+    """Do what is due; returns a line for each thing that was done."""
+    if engine.is_community:
+        return await _maintain_community(database)
+    done = []
+    for relation in policies.RELATIONS:
+        done += await _expire(database, engine, relation)
+    return done
+
+
+async def _expire(database: AsyncEngine, engine: Engine, relation: str) -> list[str]:
+    async with transaction(database) as connection:
+        cutoff = await connection.scalar(text(BEGIN_EXPIRY), {"relation": relation})
+    if cutoff is None:
+        return []
+    done = []
+    if engine.has_hypertables:
+        async with transaction(database) as connection:
+            # Whole chunks: nothing to vacuum, and the rest goes row by row.
+            dropped = (
+                await connection.execute(
+                    text(f"SELECT drop_chunks('{relation}', CAST(:cutoff AS timestamptz))"),
+                    {"cutoff": cutoff},
+                )
+            ).all()
+        if dropped:
+            done.append(f"{relation}: dropped {len(dropped)} chunks older than {cutoff:%Y-%m-%d}")
+    rows = 0
+    while True:
+        async with transaction(database) as connection:
+            deleted = await _delete_some(connection, relation, cutoff)
+        rows += deleted
+        if deleted == 0:
+            break
+    if relation == "ohlcv":
+        async with transaction(database) as connection:
+            await connection.execute(text(TRIM_COVERAGE), {"cutoff": cutoff})
+    if rows:
+        done.append(f"{relation}: deleted {rows:,} rows older than {cutoff:%Y-%m-%d}")
+    return done
+
+
+async def _delete_some(connection: AsyncConnection, relation: str, cutoff: object) -> int:
+    # Their rollups stay: the trigger looks at this setting, which ends with the transaction.
+    await connection.execute(text("SET LOCAL kurisu.expiring = 'on'"))
+    deleted = await connection.execute(
+        text(
+            f"DELETE FROM {relation} WHERE time < CAST(:cutoff AS timestamptz) AND time <= ("
+            f"SELECT max(time) FROM (SELECT time FROM {relation} "
+            "WHERE time < CAST(:cutoff AS timestamptz) ORDER BY time LIMIT :rows) oldest)"
+        ),
+        {"cutoff": cutoff, "rows": DELETE_ROWS},
+    )
+    return int(deleted.rowcount)
+
+
+async def _maintain_community(database: AsyncEngine) -> list[str]:
+    done = []
+    for refreshed in await rollups.refresh_all(database):
+        done.append(f"rollups refreshed from {refreshed.since:%F %R} to {refreshed.until:%F %R}")
+    async with transaction(database) as connection:
+        # What the background jobs have dropped: coverage of it would be a lie.
+        bounds = (await connection.execute(text(rollups.BOUNDS))).one()
+        if bounds.horizon is not None:
+            await connection.execute(
+                text(TRIM_COVERAGE),
+                {"cutoff": min(bounds.horizon, bounds.oldest_chunk or bounds.horizon)},
+            )
+        chunks = list(await connection.scalars(text(DUE_FOR_COMPRESSION)))
+    for chunk in chunks:
+        async with autocommit(database) as connection:
+            await connection.execute(
+                text(f"SELECT compress_chunk('{chunk}', if_not_compressed => true)")
+            )
+    if chunks:
+        done.append(f"compressed {len(chunks)} chunks")
+    return done
