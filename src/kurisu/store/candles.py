@@ -89,21 +89,20 @@ class Candles:
         note = None
         if found.table.num_rows:
             note = await self._make_room(found, allow_expiring=allow_expiring)
+        keeps_rollups = store.engine.is_community and frame == BASE
+        noted = False
         async with transaction(store.database) as connection:
             report = await candle_write.write(
                 connection, store.engine, market.id, frame, found, source
             )
-            if store.engine.is_community and frame == BASE and report.inserted + report.updated:
-                await rollups.note_pending(
-                    connection,
-                    [
-                        rollups.Range(candle_rows.from_us(since), candle_rows.from_us(until))
-                        for since, until in report.touched
-                    ],
-                )
-        if store.engine.is_community and frame == BASE:
-            # Also what an earlier writer left behind when it was killed before its refresh.
-            await rollups.refresh_pending(store.database)
+            touched = [
+                rollups.Range(candle_rows.from_us(since), candle_rows.from_us(until))
+                for since, until in report.touched
+            ]
+            if keeps_rollups and touched:
+                noted = await rollups.note_pending(connection, touched)
+        if keeps_rollups:
+            await rollups.settle(store.database, touched, noted=noted)
         if note is not None:
             report.notes.append(note)
         report.seconds = time.perf_counter() - started

@@ -21,7 +21,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from kurisu.domain.timeframe import ROLLUPS, Timeframe
-from kurisu.store.connect import autocommit
+from kurisu.store.connect import autocommit, transaction
 
 #: One refresh at a time per database; overlapping ones leave duplicate or missing bars in some
 #: versions and fail in others.
@@ -130,6 +130,18 @@ async def note_pending(connection: AsyncConnection, touched: Sequence[Range]) ->
             [{"since": w.since, "until": w.until} for w in wanted],
         )
     return bool(wanted)
+
+
+async def settle(database: AsyncEngine, touched: Sequence[Range], *, noted: bool) -> None:
+    """After the writer's commit: refresh what it touched, and what killed writers left behind.
+
+    noted: what `note_pending` returned. Where it saw no need, a refresh by somebody else may have
+    moved a watermark over the rows between that look and the commit; a second look finds that.
+    """
+    if touched and not noted:
+        async with transaction(database) as connection:
+            await note_pending(connection, touched)
+    await refresh_pending(database)
 
 
 async def refresh_pending(database: AsyncEngine) -> list[Range]:
