@@ -1,11 +1,11 @@
 """Kurisu: exact market data and an exact trading ledger on PostgreSQL and TimescaleDB.
 
-    import kurisu
+import kurisu
 
-    async with kurisu.open() as store:
-        market = await store.markets.get("binance", "BTC/USDT")
-        candles = await store.candles.read(market, "1h")
-        frame = candles.to_polars()
+async with kurisu.open() as store:
+    market = await store.markets.get("binance", "BTC/USDT")
+    candles = await store.candles.read(market, "1h")
+    frame = candles.to_polars()
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@
     ├── NotFound                a market, account or strategy that is not there
     ├── InvalidArgument         a value that a caller passed cannot be used
     ├── UnreadableFile          a file that cannot be read at all
+    ├── LedgerRuleBroken        a value or a call that breaks a rule of the ledger
     └── RetentionConflict       rows older than a retention policy that the user has set
 
 Faults in data (one row of a file, one candle) are not exceptions: they are values of
@@ -60,6 +61,19 @@ class UnreadableFile(KurisuError):
         super().__init__(f"{path}: {reason}")
         self.path = path
         self.reason = reason
+
+
+class LedgerRuleBroken(KurisuError):
+    """A value or a call that breaks a rule of the ledger; nothing was applied.
+
+    rule: the broken rule in snake case, e.g. "filled_within_amount".
+    detail: what broke it, with the numbers.
+    """
+
+    def __init__(self, rule: str, detail: str) -> None:
+        super().__init__(f"{rule}: {detail}")
+        self.rule = rule
+        self.detail = detail
 
 
 class RetentionConflict(KurisuError):

@@ -41,11 +41,14 @@ def number_fault(value: Decimal) -> str | None:
     """The rule of `kurisu.domain.faults.Rule` that `value` breaks as a NUMERIC(38,18), or None."""
     if not value.is_finite():
         return "not_finite"
-    if abs(value) >= LIMIT:
+    # Not abs(), which rounds to the precision of the caller's context.
+    if value.copy_abs() >= LIMIT:
         return "number_too_large"
     exponent = value.as_tuple().exponent
-    if isinstance(exponent, int) and exponent < -SCALE and value != value.quantize(
-        Decimal(1).scaleb(-SCALE), context=Context(prec=2_000)
+    if (
+        isinstance(exponent, int)
+        and exponent < -SCALE
+        and value != value.quantize(Decimal(1).scaleb(-SCALE), context=Context(prec=2_000))
     ):
         return "too_many_fraction_digits"
     return None

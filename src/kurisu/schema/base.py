@@ -20,9 +20,7 @@ Money = Annotated[Decimal, mapped_column(MONEY)]
 #: Aware UTC.
 Timestamp = Annotated[datetime, mapped_column(TIMESTAMPTZ)]
 BigIdentity = Annotated[int, mapped_column(BigInteger, Identity(always=True), primary_key=True)]
-Json = Annotated[
-    dict[str, Any], mapped_column(JSONB, server_default=text("'{}'::jsonb"))
-]
+Json = Annotated[dict[str, Any], mapped_column(JSONB, server_default=text("'{}'::jsonb"))]
 CreatedAt = Annotated[datetime, mapped_column(TIMESTAMPTZ, server_default=text("now()"))]
 
 

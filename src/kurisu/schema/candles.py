@@ -83,7 +83,9 @@ class OHLCV(Base):
     )
 
     market: Mapped[Market] = relationship(
-        back_populates="ohlcv", lazy="raise", viewonly=True,
+        back_populates="ohlcv",
+        lazy="raise",
+        viewonly=True,
         primaryjoin="Market.id == foreign(OHLCV.market_id)",
     )
 
@@ -108,9 +110,7 @@ def _rollup(name: str) -> Table:
 
 
 #: ohlcv_5m .. ohlcv_1d by timeframe name, smallest first.
-ROLLUP_TABLES: dict[str, Table] = {
-    frame.name: _rollup(f"ohlcv_{frame.name}") for frame in ROLLUPS
-}
+ROLLUP_TABLES: dict[str, Table] = {frame.name: _rollup(f"ohlcv_{frame.name}") for frame in ROLLUPS}
 
 
 class CandleSeries(Base):
@@ -145,9 +145,7 @@ class CandleCoverage(Base):
             (text("int4range(market_id, market_id, '[]')"), "&&"),
             (text("int4range(ascii(right(timeframe, 1)), ascii(right(timeframe, 1)), '[]')"), "&&"),
             (
-                text(
-                    "int4range(left(timeframe, -1)::integer, left(timeframe, -1)::integer, '[]')"
-                ),
+                text("int4range(left(timeframe, -1)::integer, left(timeframe, -1)::integer, '[]')"),
                 "&&",
             ),
             (text("tstzrange(since, until)"), "&&"),

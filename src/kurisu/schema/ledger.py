@@ -38,7 +38,8 @@ class Account(Base):
     name: Mapped[str] = mapped_column(String(50))
     exchange: Mapped[str] = mapped_column(String(50), comment="CCXT's exchange id.")
     meta: Mapped[dict[str, Any]] = mapped_column(
-        JSONB, server_default=text("'{}'::jsonb"),
+        JSONB,
+        server_default=text("'{}'::jsonb"),
         comment="Names of the environment variables with its credentials; never a credential.",
     )
 
@@ -125,8 +126,9 @@ class Execution(Base):
         UniqueConstraint("order_id", "trade_id", name="unique_executions_order_trade_id"),
         CheckConstraint(one_of("taker_or_maker", "taker", "maker"), name="taker_or_maker"),
         CheckConstraint("amount > 0 AND amount < 'Infinity'", name="amount"),
-        CheckConstraint("price < 'Infinity' AND cost < 'Infinity' AND fee < 'Infinity'",
-                        name="finite"),
+        CheckConstraint(
+            "price < 'Infinity' AND cost < 'Infinity' AND fee < 'Infinity'", name="finite"
+        ),
         CheckConstraint("fee IS NULL OR fee_currency IS NOT NULL", name="fee_has_currency"),
         Index("idx_executions_time", "time"),
     )
@@ -153,8 +155,13 @@ class Position(Base):
     __tablename__ = "positions"
     __table_args__ = (
         UniqueConstraint(
-            "time", "market_id", "account_id", "strategy_id", "strategy_run_id",
-            name="unique_positions_snapshot", postgresql_nulls_not_distinct=True,
+            "time",
+            "market_id",
+            "account_id",
+            "strategy_id",
+            "strategy_run_id",
+            name="unique_positions_snapshot",
+            postgresql_nulls_not_distinct=True,
         ),
         Index("idx_positions_market_id_time", "market_id", text("time DESC")),
         Index("idx_positions_account_id", "account_id"),
@@ -189,8 +196,12 @@ class Balance(Base):
     __tablename__ = "balances"
     __table_args__ = (
         UniqueConstraint(
-            "time", "asset", "account_id", "strategy_run_id",
-            name="unique_balances_snapshot", postgresql_nulls_not_distinct=True,
+            "time",
+            "asset",
+            "account_id",
+            "strategy_run_id",
+            name="unique_balances_snapshot",
+            postgresql_nulls_not_distinct=True,
         ),
         CheckConstraint("total = free + used", name="total"),
         Index("idx_balances_account_id", "account_id"),

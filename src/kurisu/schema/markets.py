@@ -89,11 +89,15 @@ class Market(Base):
     updated_at: Mapped[datetime] = mapped_column(TIMESTAMPTZ, server_default=text("now()"))
 
     ohlcv: Mapped[list[OHLCV]] = relationship(
-        back_populates="market", lazy="raise", viewonly=True,
+        back_populates="market",
+        lazy="raise",
+        viewonly=True,
         primaryjoin="Market.id == foreign(OHLCV.market_id)",
     )
     trades: Mapped[list[Trade]] = relationship(
-        back_populates="market", lazy="raise", viewonly=True,
+        back_populates="market",
+        lazy="raise",
+        viewonly=True,
         primaryjoin="Market.id == foreign(Trade.market_id)",
     )
     orders: Mapped[list[Order]] = relationship(back_populates="market", lazy="raise")

@@ -82,6 +82,4 @@ class StrategyRun(Base):
     orders: Mapped[list[Order]] = relationship(back_populates="strategy_run", lazy="raise")
     positions: Mapped[list[Position]] = relationship(back_populates="strategy_run", lazy="raise")
     balances: Mapped[list[Balance]] = relationship(back_populates="strategy_run", lazy="raise")
-    risk_events: Mapped[list[RiskEvent]] = relationship(
-        back_populates="strategy_run", lazy="raise"
-    )
+    risk_events: Mapped[list[RiskEvent]] = relationship(back_populates="strategy_run", lazy="raise")

@@ -27,10 +27,13 @@ class Trade(Base):
         PrimaryKeyConstraint("market_id", "time", "trade_id"),
         CheckConstraint(one_of("side", "buy", "sell"), name="side"),
         CheckConstraint(one_of("taker_or_maker", "taker", "maker"), name="taker_or_maker"),
-        CheckConstraint("date_bin('1 millisecond', time, '1970-01-01 00:00:00+00') = time",
-                        name="time_in_milliseconds"),
-        CheckConstraint("price < 'Infinity' AND amount < 'Infinity' AND cost < 'Infinity'",
-                        name="finite"),
+        CheckConstraint(
+            "date_bin('1 millisecond', time, '1970-01-01 00:00:00+00') = time",
+            name="time_in_milliseconds",
+        ),
+        CheckConstraint(
+            "price < 'Infinity' AND amount < 'Infinity' AND cost < 'Infinity'", name="finite"
+        ),
         CheckConstraint("amount >= 0", name="amount_not_negative"),
         Index("idx_trades_time_desc", text("time DESC")),
     )
@@ -49,6 +52,8 @@ class Trade(Base):
     taker_or_maker: Mapped[str | None] = mapped_column(String(5), comment="Null on public trades.")
 
     market: Mapped[Market] = relationship(
-        back_populates="trades", lazy="raise", viewonly=True,
+        back_populates="trades",
+        lazy="raise",
+        viewonly=True,
         primaryjoin="Market.id == foreign(Trade.market_id)",
     )

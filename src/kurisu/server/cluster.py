@@ -25,7 +25,7 @@ from kurisu.server.home import data_home
 from kurisu.server.initialise import initialise
 from kurisu.server.launch import Launch, newest_log, tail, wait_until_ready
 from kurisu.server.postmaster import Answer, PidFile, ask, serves
-from kurisu.server.sockets import choose_socket_dir, url_of
+from kurisu.server.sockets import choose_socket_dir, is_private, url_of
 from kurisu.server.state import Record, locked
 
 STOP_TIMEOUT_S = 60.0
@@ -86,7 +86,7 @@ class Cluster:
             pid_file = PidFile.read(directory / "data")
             alive = pid_file is not None and serves(pid_file.pid, directory / "data")
             return ClusterStatus(
-                running=socket_dir is not None and ask(socket_dir) is Answer.READY,
+                running=_ask_ours(directory, socket_dir) is Answer.READY,
                 pid=pid_file.pid if pid_file is not None and alive else None,
                 socket_dir=socket_dir,
                 data_dir=directory / "data",
@@ -160,7 +160,8 @@ class Cluster:
         try:
             self._await_ready(record, account)
         except ServerError:
-            if PidFile.read(data_dir) is None:
+            left = PidFile.read(data_dir)
+            if left is None or not serves(left.pid, data_dir):
                 # It never came up, hence nobody can have used what these binaries offer; a
                 # TimescaleDB that does not load must not be demanded the next time.
                 replace(
@@ -263,13 +264,15 @@ class Cluster:
         data_dir = directory / "data"
         pid_file = PidFile.read(data_dir)
         if pid_file is None or not serves(pid_file.pid, data_dir):
-            if record.socket_dir and ask(Path(record.socket_dir)) is not Answer.ABSENT:
+            socket_dir = Path(record.socket_dir) if record.socket_dir else None
+            if _ask_ours(directory, socket_dir) is not Answer.ABSENT:
                 raise ServerError(
                     f"The server of {self.home} answers, but its process is not to be seen from "
                     "here: it runs in another container. Stop it there."
                 )
             return False
-        os.kill(pid_file.pid, signal.SIGINT)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid_file.pid, signal.SIGINT)
         deadline = time.monotonic() + STOP_TIMEOUT_S
         while serves(pid_file.pid, data_dir):
             if time.monotonic() > deadline:
@@ -300,6 +303,19 @@ class Cluster:
             raise ServerError(
                 f"The server of {self.home} cannot be reached or made: {error}. {advice}"
             ) from error
+
+
+def _ask_ours(directory: Path, socket_dir: Path | None) -> Answer:
+    """What our server answers in this socket directory.
+
+    One outside of the cluster's directory is in /tmp. If it was swept away, anybody may have made
+    another of that name, and would be sent our queries.
+    """
+    if socket_dir is None or not directory.exists():
+        return Answer.ABSENT
+    if socket_dir.parent != directory and not is_private(socket_dir, directory.stat().st_uid):
+        return Answer.ABSENT
+    return ask(socket_dir)
 
 
 def _make_own(path: Path, mode: int) -> None:

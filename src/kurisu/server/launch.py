@@ -35,9 +35,9 @@ LOST_SOCKET_S = 2.0
 
 LOG_LINES = 20
 
-# What the server says when something is in its way that will not be for long: processes of a
-# killed one that have not noticed yet, or another start that was overtaken.
-PASSING = ("is still in use", "already exists")
+# What the server says of something in its way that will not be for long: processes of a killed
+# one that have not noticed yet, or another start that was overtaken.
+PASSING = ("pre-existing shared memory block", 'lock file "')
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def wait_until_ready(launch: Launch, timeout_s: float = START_TIMEOUT_S) -> None
             time.sleep(RETRY_INTERVAL_S)
             if _server(launch.data_dir) is None:
                 said = tail(launch.directory)
-                if not any(words in said for words in PASSING):
+                if not _was_in_the_way(spawned, said):
                     raise ServerError(_failed(launch.directory, said))
                 spawned = None
         elif spawned is None and answer is Answer.ABSENT:
@@ -113,6 +113,11 @@ def tail(directory: Path) -> str:
 def disk_is_full(said: str) -> bool:
     """Whether that is what PostgreSQL's programs complain about."""
     return "No space left on device" in said or "Check free disk space" in said
+
+
+def _was_in_the_way(pid: int, said: str) -> bool:
+    own = [line for line in said.splitlines() if f"[{pid}]" in line and "FATAL:" in line]
+    return any(words in line for line in own for words in PASSING)
 
 
 def _server(data_dir: Path) -> PidFile | None:
@@ -164,6 +169,10 @@ def _disarm(launch: Launch) -> None:
         lines = pid_path.read_text().splitlines()
         lines[0] = str(NO_SUCH_PID)
         launch.account.write(pid_path, "\n".join(lines) + "\n")
+    else:
+        # Nothing there, or an empty file, which a crashed machine may leave and which PostgreSQL
+        # wants removed by hand.
+        launch.account.remove_tree(pid_path)
     # The directory is ours alone, and the data directory's own lock comes first.
     launch.account.remove_tree(launch.socket_dir / f"{SOCKET_NAME}.lock")
 

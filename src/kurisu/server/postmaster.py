@@ -115,6 +115,9 @@ def serves(pid: int, data_dir: Path) -> bool:
     except FileNotFoundError:
         if Path("/proc/self/cwd").exists():
             return False
+    except PermissionError:
+        # Another user's process is no server of ours; one of our own that hides might be.
+        return _may_signal(pid)
     except OSError:
         return False
     # No /proc, as on macOS.
@@ -122,6 +125,14 @@ def serves(pid: int, data_dir: Path) -> bool:
         ["ps", "-o", "comm=", "-p", str(pid)], capture_output=True, text=True, check=False
     )
     return "postgres" in shown.stdout
+
+
+def _may_signal(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return False
+    return True
 
 
 def processes_of(data_dir: Path) -> list[int]:

@@ -39,7 +39,7 @@ def choose_socket_dir(directory: Path, recorded: Path | None, account: Account) 
     if fits(inside):
         account.make_directory(inside)
         return inside
-    if recorded is not None and recorded != inside and is_private(recorded, account):
+    if recorded is not None and recorded != inside and is_private(recorded, account.uid):
         return recorded
     digest = hashlib.sha256(os.fsencode(directory)).hexdigest()[:8]
     for base in (Path(tempfile.gettempdir()), Path("/tmp")):
@@ -66,14 +66,12 @@ def fits(socket_dir: Path) -> bool:
     )
 
 
-def is_private(path: Path, account: Account) -> bool:
-    """Whether this is a real directory that only the account can enter: nobody put it there."""
+def is_private(path: Path, uid: int) -> bool:
+    """Whether this is a real directory of that user that nobody else can enter, or has made."""
     try:
         found = path.lstat()
     except OSError:
         return False
     return (
-        stat.S_ISDIR(found.st_mode)
-        and stat.S_IMODE(found.st_mode) == 0o700
-        and found.st_uid == account.uid
+        stat.S_ISDIR(found.st_mode) and stat.S_IMODE(found.st_mode) == 0o700 and found.st_uid == uid
     )

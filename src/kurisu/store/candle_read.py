@@ -92,7 +92,9 @@ async def read(
     for native in await native_timeframes(connection, market_id):
         if native == frame:
             # Before any derived one: the exchange's own bar comes first.
-            parts.insert(1, (frame.name, await _read_native(connection, market_id, frame, low, high)))
+            parts.insert(
+                1, (frame.name, await _read_native(connection, market_id, frame, low, high))
+            )
         elif native.divides(frame) and native.seconds < frame.seconds:
             derived = await _copy(
                 connection,
@@ -194,7 +196,7 @@ def _latest_query(frame: Timeframe) -> str:
             "ORDER BY time DESC LIMIT $3"
         )
     return (
-        f"SELECT m.id AS market_id, l.* FROM unnest($1::integer[]) AS m(id) "
+        f"SELECT m.id AS market_id, l.* FROM unnest(CAST($1 AS integer[])) AS m(id) "
         f"CROSS JOIN LATERAL ({own}) l ORDER BY m.id, l.time"
     )
 
@@ -213,11 +215,10 @@ async def latest(
     """
     if frame == BASE or frame in ROLLUPS:
         query = _latest_query(frame)
-        ids = "ARRAY[" + ",".join(str(int(i)) for i in market_ids) + "]"
         table = await copy_to_arrow(
             await driver(connection),
-            query.replace("$1", ids).replace("$2", "$1").replace("$3", str(int(count))),
-            [before or LATEST],
+            query,
+            [list(market_ids), before or LATEST, count],
             (("market_id", ColumnKind.INT4), *_KINDS_WITH_BARS),
         )
         return table.drop_columns("bars") if frame == BASE else table

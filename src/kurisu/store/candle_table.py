@@ -109,9 +109,7 @@ class CandleTable:
         for name in self.table.column_names:
             column = self.table.column(name)
             if name == "time":
-                arrays[name] = (
-                    column.cast(pa.int64()).to_numpy().view("datetime64[us]")
-                )
+                arrays[name] = column.cast(pa.int64()).to_numpy().view("datetime64[us]")
             elif pa.types.is_decimal(column.type):
                 if float64:
                     arrays[name] = to_float64(column).to_numpy()

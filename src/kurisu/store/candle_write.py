@@ -9,7 +9,7 @@ where even an INSERT that conflicts would decompress.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
@@ -33,7 +33,7 @@ from kurisu.store.candle_rows import (
     times_us,
 )
 from kurisu.store.connect import driver
-from kurisu.store.copy_binary import ColumnKind, copy_to_arrow, encode_batches
+from kurisu.store.copy_binary import ColumnKind, copy_to_arrow, encode_stream
 from kurisu.store.coverage import Stretch
 from kurisu.store.engine import Engine
 
@@ -230,13 +230,9 @@ async def _copy(
         }
     )
 
-    async def chunks() -> AsyncIterator[bytes]:
-        for chunk in encode_batches(whole):
-            yield chunk
-
     raw = await driver(connection)
     await raw.copy_to_table(
-        relation, source=chunks(), columns=whole.column_names, format="binary"
+        relation, source=encode_stream(whole), columns=whole.column_names, format="binary"
     )
 
 
@@ -257,4 +253,3 @@ async def _update(
     await connection.execute(text(STAGE))
     await _copy(connection, "kurisu_changed_candles", market_id, frame, table)
     await connection.execute(text(UPSERT_STAGE))
-

@@ -13,11 +13,8 @@ digit), sign, display scale, then base-10000 digits without leading or trailing 
 """
 
 import asyncio
-import datetime as dt
-import re
 from bisect import bisect_left
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from decimal import Decimal
 from enum import Enum
 from typing import Any, NamedTuple, TypeAlias
 
@@ -26,6 +23,8 @@ import numpy as np
 import numpy.typing as npt
 import pgpq
 import pyarrow as pa
+
+from kurisu.store.literals import inline_arguments
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 Words: TypeAlias = npt.NDArray[np.uint64]
@@ -283,9 +282,7 @@ def _find(block: bytes, header: bytes, step: int) -> Positions:
         starts = np.flatnonzero((octets[:-1] == header[0]) & (octets[1:] == header[1])) + first
     if len(header) > 2:
         found = _read_words(block, starts, 8)[:, 0] >> np.uint64(16)
-        # The margin may have completed a header that the block cuts.
-        is_header = (found == int.from_bytes(header, "big")) & (starts + len(header) <= limit)
-        starts = starts[is_header]
+        starts = starts[found == int.from_bytes(header, "big")]
     return starts
 
 
@@ -388,7 +385,7 @@ def _decode_numeric(block: bytes, name: str, start: Positions, head: Words) -> W
 
     Digits come in words of four: `head[:, 2]` has the first, the others are read when any row
     has more. A word of four digits is a number below 10^16, and a value is the sum of at most
-    three of them times a power of ten, which is the same for all rows of one weight.
+    three of them, each times a power of ten that is the same for all rows once they are aligned.
     """
     fixed = head[:, 1]
     sign = (fixed >> np.uint64(16)) & _LOW_16
@@ -401,19 +398,13 @@ def _decode_numeric(block: bytes, name: str, start: Positions, head: Words) -> W
 
     digit_count = (fixed >> np.uint64(48)).astype(np.int64)
     weight = (fixed >> np.uint64(32)).astype(np.int16).astype(np.int64)  # signed, low 16 bits
-    has_digits = digit_count > 0
-    if not has_digits.any():
-        return np.zeros((len(fixed), 2), dtype=np.uint64)
-    if not has_digits.all():
-        # Zero has no digits, and its weight says nothing. Do not let it make a class of its own.
-        weight = np.where(has_digits, weight, weight[np.argmax(has_digits)])
     highest, lowest = int(weight.max()), int((weight - digit_count + 1).min())
     if highest > 4 or lowest < -5:
         raise ValueError(f"Column {name!r} {_BEYOND_NUMERIC}.")
 
     words = [head[:, 2] & _LEADING_DIGITS[np.minimum(digit_count, 4)]]
     if digit_count.max() > 4:
-        further = _read_words(block, np.where(has_digits, start + 16, 0), 16)
+        further = _read_words(block, start + 16, 16)
         words += [
             further[:, at] & _LEADING_DIGITS[np.clip(digit_count - 4 - 4 * at, 0, 4)]
             for at in (0, 1)
@@ -528,72 +519,6 @@ async def copy_to_arrow(
         return decoder.finish()  # less than a block
     decoding.result()
     return await loop.run_in_executor(None, decoder.finish)
-
-
-# Quoted parts and comments come first, so that a `$1` inside them is left alone. `a$1` is a name.
-_PLACEHOLDER = re.compile(
-    r"""'(?:[^']|'')*' | "(?:[^"]|"")*" | --[^\n]* | /\*.*?\*/ | (?<![\w$])\$(\d+)\b""",
-    re.DOTALL | re.VERBOSE,
-)
-
-
-def inline_arguments(query: str, args: Sequence[object]) -> str:
-    """Write `args` into `query` in place of `$1`, `$2`, ..., as literals that cannot break out.
-
-    COPY takes no parameters. asyncpg would have the server quote them, which costs two more round
-    trips, reaches into quoted parts of the query, and passes a time through the session's
-    DateStyle: the styles other than ISO write the zone as an abbreviation, and servers before
-    PostgreSQL 18 read `IST` as Israel's even where the session is in India.
-    Raises ValueError for a placeholder without an argument, an argument without a placeholder, a
-    naive datetime, and whatever has no literal here. `query` must have no dollar-quoted string
-    and no backslash-quoted quote; it is the program's own text, only `args` come from outside.
-    """
-    used: set[int] = set()
-
-    def literal_or_same(match: re.Match[str]) -> str:
-        if match[1] is None:
-            return match[0]
-        number = int(match[1])
-        if not 1 <= number <= len(args):
-            raise ValueError(f"The query has ${number}, but {len(args)} arguments were given.")
-        used.add(number)
-        return _literal(args[number - 1])
-
-    inlined = _PLACEHOLDER.sub(literal_or_same, query)
-    if len(used) < len(args):
-        unused = min(set(range(1, len(args) + 1)) - used)
-        raise ValueError(f"The query has no ${unused}, but {len(args)} arguments were given.")
-    return inlined
-
-
-def _literal(value: object) -> str:
-    match value:
-        case None:
-            return "NULL"
-        case bool():
-            return "TRUE" if value else "FALSE"
-        case int():
-            if not -(2**63) <= value < 2**63:
-                raise ValueError(f"The argument {value} does not fit int8.")
-            return f"({value})"  # in parentheses, or `- $1` would begin a comment
-        case Decimal():
-            if not value.is_finite():
-                raise ValueError(f"The argument {value} is not a finite number.")
-            return f"'{value}'::numeric"
-        case dt.datetime():
-            if value.utcoffset() is None:
-                raise ValueError(f"The argument {value.isoformat()} has no time zone.")
-            return f"'{value.astimezone(dt.UTC).isoformat()}'::timestamptz"
-        case str():
-            if "\0" in value:
-                raise ValueError("PostgreSQL has no text with a NUL character.")
-            # An E'' literal reads the same whatever standard_conforming_strings says.
-            doubled = value.replace("\\", "\\\\").replace("'", "''")
-            return f" E'{doubled}'"
-        case list() | tuple():
-            return f"ARRAY[{', '.join(_literal(item) for item in value)}]" if value else "'{}'"
-        case _:
-            raise ValueError(f"There is no literal for an argument of {type(value).__name__}.")
 
 
 def encode(table: pa.Table) -> memoryview:

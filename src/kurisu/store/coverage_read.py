@@ -166,4 +166,3 @@ def _gap(since: datetime, until: datetime, status: str, frame: Timeframe) -> Gap
     else:
         bars = (until - since) // frame.length
     return Gap(since, until, bars, status)
-

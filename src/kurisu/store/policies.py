@@ -171,9 +171,7 @@ async def converge(
             kept = await default_that_keeps_all(connection, relation)
             await set_retention(connection, engine, relation, kept, "default")
             done.append(f"retention {relation}: {kept} (default)")
-        wanted = await _normal(
-            connection, compression.get(relation, DEFAULT_COMPRESS[relation])
-        )
+        wanted = await _normal(connection, compression.get(relation, DEFAULT_COMPRESS[relation]))
         if policy.compress_after != wanted:
             await connection.execute(
                 text(SET_COMPRESS), {"relation": relation, "compress_after": wanted}
@@ -184,9 +182,10 @@ async def converge(
 
 async def _normal(connection: AsyncConnection, interval: str | None) -> str | None:
     """PostgreSQL's own spelling of an interval."""
-    return await connection.scalar(
+    spelled = await connection.scalar(
         text("SELECT CAST(CAST(:interval AS text) AS interval)::text"), {"interval": interval}
     )
+    return None if spelled is None else str(spelled)
 
 
 async def default_that_keeps_all(connection: AsyncConnection, relation: str) -> str:

@@ -163,9 +163,7 @@ async def refresh_pending(database: AsyncEngine) -> list[Range]:
                 )
             return ranges
         finally:
-            await connection.execute(
-                text("SELECT pg_advisory_unlock(:key)"), {"key": REFRESH_LOCK}
-            )
+            await connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": REFRESH_LOCK})
 
 
 async def _refresh(connection: AsyncConnection, ranges: Sequence[Range]) -> None:
@@ -202,9 +200,7 @@ async def _spared(
     if frame is not ROLLUPS[0] or horizon is None or wanted.since >= horizon:
         return [wanted]
     edge = min(frame.ceil(horizon), wanted.until)
-    rows = await connection.execute(
-        text(COMPLETE_BARS), {"since": wanted.since, "until": edge}
-    )
+    rows = await connection.execute(text(COMPLETE_BARS), {"since": wanted.since, "until": edge})
     parts = merge([Range(row.time, row.time + frame.length) for row in rows])
     if edge < wanted.until:
         parts = merge([*parts, Range(edge, wanted.until)])
@@ -227,7 +223,10 @@ async def _call_refresh(connection: AsyncConnection, frame: Timeframe, part: Ran
             state = getattr(cause, "sqlstate", None)
             # lock_not_available, object_in_use, object_not_in_prerequisite_state, deadlock,
             # serialization: what a concurrent refresh of the same aggregate has been seen to raise.
-            if state not in ("55P03", "55006", "55000", "40P01", "40001") or attempt + 1 == ATTEMPTS:
+            if (
+                state not in ("55P03", "55006", "55000", "40P01", "40001")
+                or attempt + 1 == ATTEMPTS
+            ):
                 raise
             await asyncio.sleep(FIRST_PAUSE_S * 2**attempt)
         else:

@@ -190,8 +190,9 @@ async def _table(connection: AsyncConnection, engine: Engine, name: str) -> Tabl
         elif is_rollup and engine.is_community:
             from kurisu.store.layout import materialization
 
-            relation, kind = await materialization(connection, name.removeprefix("ohlcv_")), (
-                "continuous aggregate"
+            relation, kind = (
+                await materialization(connection, name.removeprefix("ohlcv_")),
+                ("continuous aggregate"),
             )
     if kind == "table":
         row = (await connection.execute(text(PLAIN_SIZE), {"name": name})).one()
@@ -227,15 +228,16 @@ async def _policies(connection: AsyncConnection, engine: Engine) -> list[PolicyS
     jobs = (await connection.execute(text(JOBS))).all() if engine.is_community else []
     by_key = {(job.relation, _POLICY_NAMES[job.proc]): job for job in jobs}
     for policy in wanted.values():
-        for name, after in (("retention", policy.drop_after), ("compression", policy.compress_after)):
+        for name, after in (
+            ("retention", policy.drop_after),
+            ("compression", policy.compress_after),
+        ):
             if name == "compression" and not engine.is_community:
                 continue
             job = by_key.pop((policy.relation, name), None)
             by = "background job" if engine.is_community else "kurisu db maintain"
             result.append(
-                PolicyStatus(
-                    policy.relation, name, after or "off", policy.origin, by, *_run(job)
-                )
+                PolicyStatus(policy.relation, name, after or "off", policy.origin, by, *_run(job))
             )
     for (relation, name), job in by_key.items():
         result.append(PolicyStatus(relation, name, job.after, None, "background job", *_run(job)))

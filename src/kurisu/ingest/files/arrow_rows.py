@@ -33,6 +33,8 @@ def read_arrow(
             else pa.BufferReader(source.read_all())
         )
         schema, batches = _OPEN[kind](content)
+        # Damaged names fail here, as what they are.
+        _ = schema.names
     layout: Layout | None = None
     for batch in _checked(batches):
         for at in range(0, batch.num_rows, BATCH_ROWS):

@@ -39,6 +39,7 @@ _VOLUME_OF: Final = re.compile(r"vol(?:ume)?([a-z0-9]+)")
 _NOT_BASE: Final = frozenset(
     {"quote", "currency", "to", "usdvalue", "24h", "ma", "change", "delta"}
 )
+_TIME_OF_DAY: Final = re.compile(r"\d{1,2}:\d{2}(?::\d{2}(?:\.\d+)?)?")
 _SYMBOLS: Final = ("symbol", "pair", "ticker", "market", "instrument", "instid", "tic", "coin")
 _TIMEFRAMES: Final = ("timeframe", "interval", "resolution", "granularity")
 
@@ -134,6 +135,8 @@ def from_names(names: Sequence[str], first_row: Sequence[str | None] = ()) -> La
             fields["volume"] = at
         else:
             missing = ["volume"]
+    if "time" in fields and first_row:
+        _refuse_clock(names, keys, first_row)
     if missing:
         raise CannotRead(
             f"no column for {', '.join(missing)} among {_shown(names)}: if they are candles, "
@@ -206,6 +209,18 @@ def _volume(keys: Sequence[str], names: Sequence[str], symbol: str | None) -> in
     if by_asset:
         raise _ambiguous("volume in base units", [names[i] for i in by_asset], names)
     return None
+
+
+def _refuse_clock(
+    names: Sequence[str], keys: Sequence[str], first_row: Sequence[str | None]
+) -> None:
+    """A time of day in a column of its own (MetaTrader) makes the date alone a wrong time."""
+    for name, key, cell in zip(names, keys, first_row, strict=True):
+        if key in ("time", "clock") and _TIME_OF_DAY.fullmatch((cell or "").strip()):
+            raise CannotRead(
+                f"the time of day stands in a column of its own, {name!r}: join it with the date "
+                "into one column"
+            )
 
 
 def _ambiguous(what: str, candidates: Sequence[str], names: Sequence[str]) -> CannotRead:

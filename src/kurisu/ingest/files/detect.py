@@ -79,13 +79,14 @@ _OTHER_MAGIC: Final = (
 )
 
 
-class Source:
+class Source(io.RawIOBase):
     """A stream of bytes whose beginning can be looked at without reading it.
 
     path: where the bytes lie on disk just as they are; None where they are unpacked.
     """
 
     def __init__(self, raw: BinaryIO, path: Path | None = None) -> None:
+        super().__init__()
         self._raw = raw
         self._ahead = b""
         self.path = path
@@ -95,7 +96,10 @@ class Source:
             self._ahead += more
         return self._ahead[:size]
 
-    def read(self, size: int) -> bytes:
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
         """At most `size` bytes; empty at the end."""
         if self._ahead:
             ahead, self._ahead = self._ahead[:size], self._ahead[size:]
@@ -123,6 +127,7 @@ class _Bounded(io.RawIOBase):
     """Counts what comes out of a packed stream and stops at the bounds."""
 
     def __init__(self, raw: BinaryIO, packed_bytes: int) -> None:
+        super().__init__()
         self._raw = raw
         self._most = min(MAX_UNPACKED_BYTES, max(RATIO_FREE_BYTES, packed_bytes * MAX_UNPACK_RATIO))
         self._count = 0
@@ -228,7 +233,11 @@ def _members(source: Source, packed_bytes: int) -> Iterator[tuple[str, Source]]:
                 raise CannotRead(f"{info.filename} in the zip cannot be read: {error}") from error
             with raw:
                 data = Source(_file(_Bounded(_file(raw), packed_bytes)))
-                if not is_checksum(data.peek(512)):
+                try:
+                    head = data.peek(512)
+                except CannotRead as error:
+                    raise CannotRead(f"{info.filename} in the zip: {error.reason}") from error
+                if not is_checksum(head):
                     found = True
                     yield info.filename, data
         if not found:

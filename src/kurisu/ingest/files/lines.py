@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -104,6 +105,7 @@ def add_lines(data: bytes, dialect: Dialect, layout: Layout, collector: Collecto
     if len(rows) == 0:
         return
     used = sorted({*layout.fields.values(), *layout.same.values()})
+    data = _without_blanks_beside_quotes(data, dialect)
     cells = _parse(data, dialect, layout.width, used, len(rows))
     if cells is None:
         rows, cells = _parse_one_by_one(data, rows, dialect, layout.width, used, collector)
@@ -114,9 +116,18 @@ def add_lines(data: bytes, dialect: Dialect, layout: Layout, collector: Collecto
 def split(line: str, delimiter: str) -> list[str]:
     """The cells of one line."""
     try:
-        return next(csv.reader([line], delimiter=delimiter), [])
+        return next(csv.reader([line], delimiter=delimiter, skipinitialspace=True), [])
     except csv.Error:
         return [line]
+
+
+def _without_blanks_beside_quotes(data: bytes, dialect: Dialect) -> bytes:
+    """`1, "2" ,3` as `1,"2",3`: behind a blank, a quote would be part of the value."""
+    if b' "' not in data and b'" ' not in data:
+        return data
+    delimiter = re.escape(dialect.delimiter.encode())
+    data = re.sub(rb"(^|" + delimiter + rb') +"', rb'\1"', data, flags=re.MULTILINE)
+    return re.sub(rb'" +(' + delimiter + rb"|$)", rb'"\1', data, flags=re.MULTILINE)
 
 
 def _rows(

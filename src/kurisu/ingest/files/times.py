@@ -47,6 +47,7 @@ _CALENDAR_14: Final = (19700101000000, 21000101000000)
 _US_PER: Final = {"s": 1_000_000, "ms": 1_000, "us": 1}
 
 _INTEGER: Final = r"^[1-8]?[0-9]{9,18}$"
+_WHOLE: Final = r"^[1-8]?[0-9]{9,18}\.0*$"
 _DATE: Final = "[0-9]{4}-[0-9]{2}-[0-9]{2}"
 _CLOCK: Final = r"[T ][0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:\.[0-9]{1,6})?)?"
 # Offsets to +-13:59 go by column; the odd one beyond goes one by one.
@@ -201,7 +202,7 @@ def _from_text(text: pa.Array) -> tuple[pa.Array, Faults]:
     result = pa.nulls(len(text), TIME)
     faults: Faults = {}
     left = np.ones(len(text), dtype=bool)
-    for pattern, convert in ((_INTEGER, _integers), (_NAIVE, _naive), (_ZONED, _zoned)):
+    for pattern, convert in _BY_COLUMN:
         mask = matches(text, pattern)
         if mask.true_count == 0:
             continue
@@ -225,6 +226,10 @@ def _integers(text: pa.Array) -> tuple[pa.Array, Faults]:
     return _from_numbers(text.cast(pa.int64()))
 
 
+def _wholes(text: pa.Array) -> tuple[pa.Array, Faults]:
+    return _integers(pc.replace_substring_regex(text, r"\..*$", ""))
+
+
 def _naive(text: pa.Array) -> tuple[pa.Array | None, Faults]:
     return _calendar_times(text, pa.timestamp("us"))
 
@@ -239,6 +244,15 @@ def _calendar_times(text: pa.Array, kind: pa.DataType) -> tuple[pa.Array | None,
     except pa.ArrowInvalid:
         # A date that the calendar does not have (2023-02-30): one by one.
         return None, {}
+
+
+#: Spellings that are converted by column; the rest is walked.
+_BY_COLUMN: Final = (
+    (_INTEGER, _integers),
+    (_WHOLE, _wholes),
+    (_NAIVE, _naive),
+    (_ZONED, _zoned),
+)
 
 
 def _walk(texts: Sequence[str | None]) -> tuple[pa.Array, Faults]:

@@ -210,7 +210,10 @@ def downgrade() -> None:
                "timestamptz[], boolean)")  # fmt: skip
     for name, _, _ in reversed(LEVELS):
         # A continuous aggregate's relkind is that of a view.
-        if scalar(f"SELECT relkind::text FROM pg_class WHERE oid = to_regclass('ohlcv_{name}')") == "v":
+        if (
+            scalar(f"SELECT relkind::text FROM pg_class WHERE oid = to_regclass('ohlcv_{name}')")
+            == "v"
+        ):
             op.execute(f"DROP MATERIALIZED VIEW ohlcv_{name}")
         else:
             op.execute(f"DROP TABLE ohlcv_{name}")

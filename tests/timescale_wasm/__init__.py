@@ -1,0 +1,1 @@
+"""TimescaleDB Community as a test engine: WebAssembly behind a TCP bridge (Node)."""
