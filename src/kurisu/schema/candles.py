@@ -22,7 +22,6 @@ from sqlalchemy import (
     Table,
     text,
 )
-from sqlalchemy.dialects.postgresql import ExcludeConstraint
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from kurisu.domain.timeframe import ROLLUPS, TIMEFRAMES
@@ -129,7 +128,7 @@ class CandleSeries(Base):
 class CandleCoverage(Base):
     """What is known about a stretch of time, so that 'no trades' is not 'not fetched'.
 
-    Ranges of one market and timeframe never overlap. In a `complete` range every candle is
+    Ranges of one market and timeframe never overlap (a trigger looks at the neighbours). In a `complete` range every candle is
     stored; in an `empty` one the exchange confirmed that there were none.
     """
 
@@ -139,19 +138,6 @@ class CandleCoverage(Base):
         CheckConstraint(_TIMEFRAME, name="timeframe"),
         CheckConstraint(one_of("status", "complete", "empty", "outage", "failed"), name="status"),
         CheckConstraint("since < until", name="range"),
-        # GiST has no operator class for plain values without an extension, so equality of
-        # market and timeframe is spelled as overlap of one-point ranges.
-        ExcludeConstraint(
-            (text("int4range(market_id, market_id, '[]')"), "&&"),
-            (text("int4range(ascii(right(timeframe, 1)), ascii(right(timeframe, 1)), '[]')"), "&&"),
-            (
-                text("int4range(left(timeframe, -1)::integer, left(timeframe, -1)::integer, '[]')"),
-                "&&",
-            ),
-            (text("tstzrange(since, until)"), "&&"),
-            name="exclude_candle_coverage_overlap",
-            using="gist",
-        ),
     )
 
     market_id: Mapped[int] = mapped_column(ForeignKey("markets.id"))

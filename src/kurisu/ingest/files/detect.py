@@ -30,6 +30,7 @@ MAX_LAYERS: Final = 3
 MAX_MEMBERS: Final = 10_000
 
 _HEAD_BYTES: Final = 64 * 2**10
+_MARKUP: Final = re.compile(rb"<(?:!doctype|\?xml|html|head|body|error)", re.IGNORECASE)
 _CHECKSUM_LINE: Final = re.compile(rb"[0-9a-fA-F]{64}\s+\*?\S+\s*")
 
 
@@ -151,16 +152,11 @@ def kind_of(source: Source) -> Kind:
     for magic, kind in _DATA_MAGIC:
         if head.startswith(magic):
             return kind
-    for magic, name in _NOT_UNPACKED_HERE:
-        if head.startswith(magic):
-            raise CannotRead(f"it is packed with {name}: unpack it first")
-    for magic, what in _OTHER_MAGIC:
-        if head.startswith(magic):
-            raise CannotRead(f"it is {what}")
+    _refuse_by_magic(head)
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if start[:1] in (b"[", b"{"):
         return Kind.JSON
-    if start[:1] == b"<" and re.match(rb"<(?:!doctype|\?xml|html|head|body|error)", start, re.I):
+    if _MARKUP.match(start):
         raise CannotRead(
             "it is a web page or XML, not data: the server probably sent an error page, "
             "fetch the file again"
@@ -172,6 +168,15 @@ def kind_of(source: Source) -> Kind:
     if not start and len(head) < _HEAD_BYTES:
         raise CannotRead("the file holds nothing but blanks")
     return Kind.TEXT
+
+
+def _refuse_by_magic(head: bytes) -> None:
+    for magic, name in _NOT_UNPACKED_HERE:
+        if head.startswith(magic):
+            raise CannotRead(f"it is packed with {name}: unpack it first")
+    for magic, what in _OTHER_MAGIC:
+        if head.startswith(magic):
+            raise CannotRead(f"it is {what}")
 
 
 def _is_binary(head: bytes) -> bool:

@@ -10,7 +10,7 @@ Create Date: 2026-11-22
 
 from alembic import op
 
-from kurisu.migrations.script import execute_script, scalar
+from kurisu.migrations.script import execute_script, has_timescaledb, scalar
 
 revision = "0007"
 down_revision = "0006"
@@ -177,11 +177,22 @@ CREATE TRIGGER kurisu_rollup_inserted AFTER INSERT ON ohlcv
 CREATE TRIGGER kurisu_rollup_updated AFTER UPDATE ON ohlcv
     REFERENCING OLD TABLE AS changed_from NEW TABLE AS changed_to
     FOR EACH STATEMENT EXECUTE FUNCTION kurisu_rollup_updated();
+CREATE TRIGGER kurisu_rollup_truncated AFTER TRUNCATE ON ohlcv
+    FOR EACH STATEMENT EXECUTE FUNCTION kurisu_rollup_truncated();
+"""
+
+# TimescaleDB has no such trigger on a hypertable with compression: one that was on Community, was
+# downgraded and is on its way back there, where `kurisu.store.layout` drops these triggers again.
+DELETE_TRIGGER = """
 CREATE TRIGGER kurisu_rollup_deleted AFTER DELETE ON ohlcv
     REFERENCING OLD TABLE AS changed
     FOR EACH STATEMENT EXECUTE FUNCTION kurisu_rollup_deleted();
-CREATE TRIGGER kurisu_rollup_truncated AFTER TRUNCATE ON ohlcv
-    FOR EACH STATEMENT EXECUTE FUNCTION kurisu_rollup_truncated();
+"""
+
+COMPRESSION = """
+SELECT 1 FROM timescaledb_information.hypertables
+ WHERE hypertable_schema = current_schema() AND hypertable_name = 'ohlcv'
+   AND compression_enabled
 """
 
 # Bars of the candles that are there already.
@@ -198,6 +209,8 @@ def upgrade() -> None:
     for name, _, _ in LEVELS:
         execute_script(table(name))
     execute_script(FUNCTIONS)
+    if not has_timescaledb() or scalar(COMPRESSION) is None:
+        execute_script(DELETE_TRIGGER)
     execute_script(FILL)
 
 
