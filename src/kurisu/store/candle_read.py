@@ -38,6 +38,24 @@ SELECT timeframe FROM candle_series WHERE market_id = :market_id AND timeframe <
 """
 
 
+# Newest candle of a market, of whatever timeframe: an index probe for each that it has. Without the
+# timeframe the planner may walk the time index past the newer rows of every other market. Where
+# retention has dropped the candles, their bars are left. Parameters: market_id, before. Columns:
+# time.
+NEWEST: Final = """
+SELECT greatest(max(n.time), (SELECT time FROM ohlcv_1d d
+                               WHERE d.market_id = :market_id
+                                 AND d.time < CAST(:before AS timestamptz)
+                               ORDER BY time DESC LIMIT 1)) AS time
+  FROM candle_series s
+ CROSS JOIN LATERAL (SELECT time FROM ohlcv o
+                      WHERE o.market_id = s.market_id AND o.timeframe = s.timeframe
+                        AND o.time < CAST(:before AS timestamptz)
+                      ORDER BY time DESC LIMIT 1) n
+ WHERE s.market_id = :market_id
+"""
+
+
 def bucket(frame: Timeframe, column: str = "time") -> str:
     """SQL: the open time of the bar of `frame` that contains `column`."""
     if frame.is_calendar:
@@ -225,8 +243,7 @@ async def latest(
     tables = []
     for market_id in market_ids:
         newest = await connection.scalar(
-            text("SELECT max(time) FROM ohlcv WHERE market_id = :id AND time < :before"),
-            {"id": market_id, "before": before or LATEST},
+            text(NEWEST), {"market_id": market_id, "before": before or LATEST}
         )
         if newest is None:
             continue

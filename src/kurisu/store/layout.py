@@ -13,8 +13,8 @@ from typing import Final
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from kurisu.domain.timeframe import ROLLUPS
-from kurisu.errors import DatabaseError
+from kurisu.domain.timeframe import ROLLUPS, Timeframe
+from kurisu.errors import DatabaseError, MigrationNeeded
 from kurisu.store import rollups
 from kurisu.store.connect import autocommit, transaction
 from kurisu.store.engine import Engine, detect
@@ -113,6 +113,23 @@ async def materialization(connection: AsyncConnection, name: str) -> str:
     return str(found)
 
 
+async def check(connection: AsyncConnection, engine: Engine) -> None:
+    """Raises MigrationNeeded if the layout is not the engine's own, so that nothing would work."""
+    if not engine.has_hypertables:
+        return
+    last = ROLLUPS[-1].name
+    if (
+        await is_hypertable(connection, HYPERTABLES[0])
+        and (await _relkind(connection, f"ohlcv_{last}") == "v") == engine.is_community
+        and await _relkind(connection, _before(last)) is None
+    ):
+        return
+    raise MigrationNeeded(
+        f"the server is {engine} now, and the database is not yet laid out for it. "
+        "Run `kurisu db upgrade`."
+    )
+
+
 async def add_extension(database: AsyncEngine) -> list[str]:
     """Put TimescaleDB into the database if the server has it loaded; returns what was done."""
     async with transaction(database) as connection:
@@ -153,18 +170,25 @@ async def converge(database: AsyncEngine, engine: Engine) -> list[str]:
     if engine.is_community:
         await rollups.refresh_pending(database)
         done += await _restore_expired_bars(database)
+        async with transaction(database) as connection:
+            # Only now: the jobs start at once, and would get in the way of the first refresh.
+            done += await _add_refresh_policies(connection)
     return done
 
 
 async def _make_hypertable(connection: AsyncConnection, relation: str) -> list[str]:
     if await is_hypertable(connection, relation):
         return []
+    # TimescaleDB empties the table by TRUNCATE once its rows are in chunks. To the rollup triggers
+    # (Apache edition) that has to be what retention does: the bars stay.
+    await connection.exec_driver_sql("SET LOCAL kurisu.expiring = 'on'")
     await connection.execute(
         text(
             f"SELECT create_hypertable('{relation}', 'time', chunk_time_interval => "
             f"INTERVAL '{CHUNK_INTERVAL}', create_default_indexes => FALSE, migrate_data => TRUE)"
         )
     )
+    await connection.exec_driver_sql("SET LOCAL kurisu.expiring = 'off'")
     return [f"{relation} is a hypertable now"]
 
 
@@ -190,8 +214,10 @@ async def _create_rollups(connection: AsyncConnection) -> list[str]:
             length = f"{frame.seconds} seconds"
             await connection.exec_driver_sql(_create_rollup(frame.name, length, source))
             table = await materialization(connection, frame.name)
-            # The order of reads; TimescaleDB's own choice would be one index a column.
-            await connection.execute(text(f"CREATE INDEX ON {table} (market_id, time DESC)"))
+            # The order of reads; TimescaleDB's own choice would be one index a column. Unique,
+            # because overlapping refreshes (ours and a policy's) store a bar twice in 2.21 to 2.28:
+            # now the later one fails, and is repeated.
+            await connection.execute(text(f"CREATE UNIQUE INDEX ON {table} (market_id, time DESC)"))
             if frame.name in ROLLUP_CHUNKS:
                 await connection.execute(
                     text(
@@ -199,15 +225,6 @@ async def _create_rollups(connection: AsyncConnection) -> list[str]:
                         f"INTERVAL '{ROLLUP_CHUNKS[frame.name]}')"
                     )
                 )
-            policy = REFRESH[frame.name]
-            await connection.execute(
-                text(
-                    f"SELECT add_continuous_aggregate_policy('{relation}', "
-                    f"start_offset => INTERVAL '{policy.start_offset}', "
-                    f"end_offset => INTERVAL '{policy.end_offset}', "
-                    f"schedule_interval => INTERVAL '{policy.schedule}')"
-                )
-            )
             done.append(f"{relation} is a continuous aggregate now")
         source = relation
     if done:
@@ -218,6 +235,37 @@ async def _create_rollups(connection: AsyncConnection) -> list[str]:
                 "WHERE timeframe = '1m' HAVING count(*) > 0"
             )
         )
+    return done
+
+
+# Aggregates with a refresh policy. Columns: view.
+REFRESHED: Final = """
+SELECT c.view_name AS view
+  FROM timescaledb_information.jobs j
+  JOIN timescaledb_information.continuous_aggregates c
+    ON j.hypertable_schema IN (c.materialization_hypertable_schema, c.view_schema)
+   AND j.hypertable_name IN (c.materialization_hypertable_name, c.view_name)
+ WHERE j.proc_name = 'policy_refresh_continuous_aggregate' AND c.view_schema = current_schema()
+"""
+
+
+async def _add_refresh_policies(connection: AsyncConnection) -> list[str]:
+    refreshed = set(await connection.scalars(text(REFRESHED)))
+    done = []
+    for frame in ROLLUPS:
+        relation = f"ohlcv_{frame.name}"
+        if relation in refreshed:
+            continue
+        policy = REFRESH[frame.name]
+        await connection.execute(
+            text(
+                f"SELECT add_continuous_aggregate_policy('{relation}', "
+                f"start_offset => INTERVAL '{policy.start_offset}', "
+                f"end_offset => INTERVAL '{policy.end_offset}', "
+                f"schedule_interval => INTERVAL '{policy.schedule}')"
+            )
+        )
+        done.append(f"{relation} is refreshed every {policy.schedule} now")
     return done
 
 
@@ -237,6 +285,40 @@ async def _enable_compression(connection: AsyncConnection, relation: str) -> lis
         f"timescaledb.compress_orderby = '{ORDER_BY[relation]}')"
     )
     return [f"{relation} compresses its old chunks now"]
+
+
+# An aggregate whose newest stored bar lies above its watermark. Parameters: name (qualified).
+# Columns: id.
+HIDDEN: Final = """
+SELECT h.id FROM _timescaledb_catalog.hypertable h
+ WHERE format('%I.%I', h.schema_name, h.table_name) = :name
+   AND _timescaledb_functions.cagg_watermark(h.id)
+       < _timescaledb_functions.cagg_watermark_materialized(h.id)
+"""
+
+
+async def _show(database: AsyncEngine, frame: Timeframe) -> None:
+    """Make stored bars visible that lie above the watermark, where candles are read instead.
+
+    Every candle that is there lies in a bar that was refreshed, or in one that is still open and
+    later than all of these.
+    """
+    async with transaction(database) as connection:
+        table = await materialization(connection, frame.name)
+        if await connection.scalar(text(HIDDEN), {"name": table}) is None:
+            return
+        # A refresh moves the watermark behind the newest bar, but only if it changed something:
+        # it is given a bar of no market to remove.
+        await connection.execute(
+            text(
+                f"INSERT INTO {table} (time, market_id, open, high, low, close, volume, bars) "
+                "VALUES (:time, 0, 0, 0, 0, 0, 0, 0) ON CONFLICT DO NOTHING"
+            ),
+            {"time": frame.origin},
+        )
+    async with autocommit(database) as connection:
+        removed = rollups.Range(frame.origin, frame.close_time(frame.origin))
+        await rollups.refresh(connection, frame, removed)
 
 
 async def _restore_expired_bars(database: AsyncEngine) -> list[str]:
@@ -269,7 +351,9 @@ async def _restore_expired_bars(database: AsyncEngine) -> list[str]:
                     f"SELECT time, market_id, open, high, low, close, volume, bars {newer}"
                 )
             )
-            await connection.execute(text(f"DROP TABLE {before}"))
             if moved.rowcount:
                 done.append(f"ohlcv_{frame.name}: kept {moved.rowcount} bars of dropped candles")
+        await _show(database, frame)
+        async with transaction(database) as connection:
+            await connection.execute(text(f"DROP TABLE {before}"))
     return done

@@ -20,7 +20,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from kurisu.domain.timeframe import ROLLUPS, Timeframe
+from kurisu.domain.timeframe import BASE, ROLLUPS, Timeframe
 from kurisu.store.connect import autocommit, transaction
 
 #: One refresh at a time per database; overlapping ones leave duplicate or missing bars in some
@@ -32,6 +32,10 @@ MERGE_WITHIN: Final = timedelta(days=7)
 #: A policy's own refresh may hold what we need; it is short.
 ATTEMPTS: Final = 8
 FIRST_PAUSE_S: Final = 0.05
+#: What a concurrent refresh of the same aggregate has been seen to raise: lock_not_available,
+#: object_in_use, object_not_in_prerequisite_state, deadlock, serialization, and unique_violation
+#: where it stored the same bar first.
+_IN_THE_WAY: Final = ("55P03", "55006", "55000", "40P01", "40001", "23505")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +91,17 @@ SELECT now() AS now,
                                            WHERE time < now() - drop_after)
                              THEN now() - drop_after END)
           FROM retention_policies WHERE relation = 'ohlcv') AS horizon
+"""
+
+# Newest 1m candle of any market: an index probe each. Without the timeframe the planner may walk
+# the time index past every native bar that is newer. Columns: time (open time).
+NEWEST_CANDLE: Final = """
+SELECT max(n.time) AS time
+  FROM candle_series s
+ CROSS JOIN LATERAL (SELECT time FROM ohlcv o
+                      WHERE o.market_id = s.market_id AND o.timeframe = s.timeframe
+                      ORDER BY time DESC LIMIT 1) n
+ WHERE s.timeframe = '1m'
 """
 
 # Five-minute bars that a refresh would not thin out: as many candles are there as in the bar
@@ -185,7 +200,7 @@ async def _refresh(connection: AsyncConnection, ranges: Sequence[Range]) -> None
                 min(wanted.until, frame.open_time(bounds.now)),
             )
             for part in await _spared(connection, wanted, frame, bounds.horizon):
-                await _call_refresh(connection, frame, part)
+                await refresh(connection, frame, part)
 
 
 async def _spared(
@@ -207,7 +222,7 @@ async def _spared(
     return parts
 
 
-async def _call_refresh(connection: AsyncConnection, frame: Timeframe, part: Range) -> None:
+async def refresh(connection: AsyncConnection, frame: Timeframe, part: Range) -> None:
     """CALL refresh_continuous_aggregate, again if a background refresh is in the way."""
     for attempt in range(ATTEMPTS):
         try:
@@ -221,12 +236,7 @@ async def _call_refresh(connection: AsyncConnection, frame: Timeframe, part: Ran
         except DBAPIError as error:
             cause = error.orig.__cause__ if error.orig is not None else None
             state = getattr(cause, "sqlstate", None)
-            # lock_not_available, object_in_use, object_not_in_prerequisite_state, deadlock,
-            # serialization: what a concurrent refresh of the same aggregate has been seen to raise.
-            if (
-                state not in ("55P03", "55006", "55000", "40P01", "40001")
-                or attempt + 1 == ATTEMPTS
-            ):
+            if state not in _IN_THE_WAY or attempt + 1 == ATTEMPTS:
                 raise
             await asyncio.sleep(FIRST_PAUSE_S * 2**attempt)
         else:
@@ -241,14 +251,12 @@ async def refresh_all(database: AsyncEngine) -> list[Range]:
     """
     async with autocommit(database) as connection:
         bounds = (await connection.execute(text(BOUNDS))).one()
-        newest = await connection.scalar(
-            text("SELECT max(time) + INTERVAL '1 minute' FROM ohlcv WHERE timeframe = '1m'")
-        )
+        newest = await connection.scalar(text(NEWEST_CANDLE))
         highest = max((await watermarks(connection)).values())
         if bounds.oldest_chunk is None or newest is None:
             return await refresh_pending(database)
         since = max(bounds.oldest_chunk, bounds.horizon or bounds.oldest_chunk)
-        until = max(newest, highest)
+        until = max(newest + BASE.length, highest)
         if since < until:
             await connection.execute(
                 text("INSERT INTO rollup_pending (since, until) VALUES (:since, :until)"),

@@ -251,9 +251,7 @@ def _run(job: Any) -> tuple[datetime | None, datetime | None, str | None, str | 
 
 
 async def _rollups(connection: AsyncConnection, engine: Engine) -> list[RollupStatus]:
-    newest_candle = await connection.scalar(
-        text("SELECT max(time) FROM ohlcv WHERE timeframe = '1m'")
-    )
+    newest_candle = await connection.scalar(text(rollups.NEWEST_CANDLE))
     marks = await rollups.watermarks(connection) if engine.is_community else {}
     result = []
     for frame in ROLLUPS:

@@ -60,6 +60,7 @@ async def open_store(
             empty = await migrate.current(connection) is None
             if not (empty and migrated):
                 await migrate.check(connection)
+                await layout.check(connection, engine)
         if empty:
             await upgrade(url, config)
             await database.dispose()

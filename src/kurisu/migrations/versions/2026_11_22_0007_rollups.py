@@ -167,6 +167,10 @@ END $$;
 
 CREATE FUNCTION kurisu_rollup_truncated() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
+    -- Rows that move into chunks leave the table by TRUNCATE, and their bars stay.
+    IF current_setting('kurisu.expiring', true) = 'on' THEN
+        RETURN NULL;
+    END IF;
     {" ".join(f"DELETE FROM ohlcv_{name};" for name, _, _ in LEVELS)}
     RETURN NULL;
 END $$;
