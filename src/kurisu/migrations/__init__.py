@@ -5,3 +5,9 @@ engine beyond `create_hypertable` (continuous aggregates, compression, policies)
 in `kurisu.store.layout`, which converges after every upgrade, because the engine under a
 database can change without a change of schema.
 """
+
+from typing import Final
+
+#: Advisory lock: one migration at a time per database. The number is arbitrary, but must never
+#: change.
+ADVISORY_LOCK: Final = 7_295_412_201

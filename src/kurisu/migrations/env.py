@@ -15,6 +15,7 @@ from alembic import context
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from kurisu.migrations import ADVISORY_LOCK
 from kurisu.migrations.compare import include_object
 from kurisu.schema import Base
 
@@ -22,8 +23,6 @@ from kurisu.schema import Base
 # can be run again; one that runs away is stopped.
 LOCK_TIMEOUT = "10s"
 STATEMENT_TIMEOUT = "10min"
-# One migration at a time per database; the number is arbitrary, but must never change.
-ADVISORY_LOCK = 7_295_412_201
 
 
 def run(connection: Connection) -> None:

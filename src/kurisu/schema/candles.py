@@ -66,7 +66,9 @@ class OHLCV(Base):
         ),
         CheckConstraint("volume >= 0", name="volume_not_negative"),
         # NaN is a NUMERIC in PostgreSQL and greater than every number, Infinity too.
-        CheckConstraint("high < 'Infinity' AND volume < 'Infinity'", name="finite"),
+        CheckConstraint(
+            "high < 'Infinity' AND volume < 'Infinity' AND isfinite(time)", name="finite"
+        ),
         Index("idx_ohlcv_time_desc", text("time DESC")),
     )
 

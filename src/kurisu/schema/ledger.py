@@ -63,7 +63,10 @@ class Order(Base):
         CheckConstraint("amount > 0 AND amount < 'Infinity'", name="amount"),
         CheckConstraint("filled >= 0 AND filled <= amount", name="filled"),
         CheckConstraint("remaining = amount - filled", name="remaining"),
-        CheckConstraint("cost < 'Infinity' AND price < 'Infinity'", name="finite"),
+        # NaN is a NUMERIC in PostgreSQL and greater than every number.
+        CheckConstraint(
+            "cost < 'Infinity' AND price < 'Infinity' AND stop_price < 'Infinity'", name="finite"
+        ),
         CheckConstraint("type <> 'limit' OR price IS NOT NULL", name="limit_has_price"),
         CheckConstraint(
             "type NOT IN ('stop_loss', 'take_profit') OR stop_price IS NOT NULL",
@@ -163,6 +166,10 @@ class Position(Base):
             name="unique_positions_snapshot",
             postgresql_nulls_not_distinct=True,
         ),
+        CheckConstraint(
+            "amount < 'Infinity' AND entry_price < 'Infinity' AND unrealized_pnl < 'Infinity'",
+            name="finite",
+        ),
         Index("idx_positions_market_id_time", "market_id", text("time DESC")),
         Index("idx_positions_account_id", "account_id"),
         Index("idx_positions_strategy_run_id", "strategy_run_id"),
@@ -203,6 +210,7 @@ class Balance(Base):
             name="unique_balances_snapshot",
             postgresql_nulls_not_distinct=True,
         ),
+        CheckConstraint("free < 'Infinity' AND used < 'Infinity'", name="finite"),
         CheckConstraint("total = free + used", name="total"),
         Index("idx_balances_account_id", "account_id"),
         Index("idx_balances_strategy_run_id", "strategy_run_id"),

@@ -32,7 +32,8 @@ class Trade(Base):
             name="time_in_milliseconds",
         ),
         CheckConstraint(
-            "price < 'Infinity' AND amount < 'Infinity' AND cost < 'Infinity'", name="finite"
+            "price < 'Infinity' AND amount < 'Infinity' AND cost < 'Infinity' AND isfinite(time)",
+            name="finite",
         ),
         CheckConstraint("amount >= 0", name="amount_not_negative"),
         Index("idx_trades_time_desc", text("time DESC")),

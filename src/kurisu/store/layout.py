@@ -19,6 +19,8 @@ from kurisu.store import rollups
 from kurisu.store.connect import autocommit, transaction
 from kurisu.store.engine import Engine, detect
 
+#: Advisory lock of a conversion; the number is arbitrary, but must never change.
+LAYOUT_LOCK: Final = 7_295_412_203
 HYPERTABLES: Final = ("ohlcv", "trades")
 CHUNK_INTERVAL: Final = "7 days"
 SEGMENT_BY: Final = {"ohlcv": "market_id,timeframe", "trades": "market_id"}
@@ -141,6 +143,10 @@ async def add_extension(database: AsyncEngine) -> list[str]:
         async with autocommit(database) as connection:
             await connection.exec_driver_sql("CREATE EXTENSION IF NOT EXISTS timescaledb")
     except DatabaseError as error:
+        await database.dispose()
+        async with transaction(database) as connection:
+            if (await detect(connection)).timescaledb is not None:
+                return []  # Somebody else put it there at the same time.
         return [
             f"TimescaleDB {engine.available} is loaded on this server but could not be put into "
             f"the database ({error}). Let a superuser run CREATE EXTENSION timescaledb, then run "
@@ -157,6 +163,7 @@ async def converge(database: AsyncEngine, engine: Engine) -> list[str]:
         return []
     done: list[str] = []
     async with transaction(database) as connection:
+        await _alone(connection)
         # Moving rows takes as long as it takes; waiting for a lock does not.
         await connection.exec_driver_sql("SET LOCAL lock_timeout = '10s'")
         if engine.is_community:
@@ -171,9 +178,15 @@ async def converge(database: AsyncEngine, engine: Engine) -> list[str]:
         await rollups.refresh_pending(database)
         done += await _restore_expired_bars(database)
         async with transaction(database) as connection:
+            await _alone(connection)
             # Only now: the jobs start at once, and would get in the way of the first refresh.
             done += await _add_refresh_policies(connection)
     return done
+
+
+async def _alone(connection: AsyncConnection) -> None:
+    """One conversion at a time per database, until the transaction ends."""
+    await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": LAYOUT_LOCK})
 
 
 async def _make_hypertable(connection: AsyncConnection, relation: str) -> list[str]:
@@ -331,6 +344,7 @@ async def _restore_expired_bars(database: AsyncEngine) -> list[str]:
     for frame in ROLLUPS:
         before = _before(frame.name)
         async with transaction(database) as connection:
+            await _alone(connection)
             if await _relkind(connection, before) != "r":
                 continue
             table = await materialization(connection, frame.name)
@@ -355,5 +369,6 @@ async def _restore_expired_bars(database: AsyncEngine) -> list[str]:
                 done.append(f"ohlcv_{frame.name}: kept {moved.rowcount} bars of dropped candles")
         await _show(database, frame)
         async with transaction(database) as connection:
-            await connection.execute(text(f"DROP TABLE {before}"))
+            await _alone(connection)
+            await connection.execute(text(f"DROP TABLE IF EXISTS {before}"))
     return done

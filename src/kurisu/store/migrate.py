@@ -9,10 +9,11 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from kurisu.errors import MigrationNeeded
+from kurisu.migrations import ADVISORY_LOCK
 
 _MIGRATIONS: Final = Path(__file__).resolve().parent.parent / "migrations"
 
@@ -58,11 +59,22 @@ async def check(connection: AsyncConnection) -> None:
     )
 
 
+async def alone(connection: AsyncConnection) -> None:
+    """Wait for any other migration of the database to end; others wait until this one commits.
+
+    Not only inside Alembic, of which there is one per process: two tasks of one program must not
+    be in it at the same time.
+    """
+    await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
+
+
 async def upgrade(connection: AsyncConnection, revision: str = "head") -> None:
     """Migrate up to `revision`, in the connection's transaction."""
+    await alone(connection)
     await connection.run_sync(lambda sync: command.upgrade(alembic_config(sync), revision))
 
 
 async def downgrade(connection: AsyncConnection, revision: str) -> None:
     """Migrate down to `revision` ("base" for nothing), in the connection's transaction."""
+    await alone(connection)
     await connection.run_sync(lambda sync: command.downgrade(alembic_config(sync), revision))

@@ -94,6 +94,7 @@ async def upgrade(url: str, config: Config | None = None) -> list[str]:
         done = await layout.add_extension(database)
         async with transaction(database) as connection:
             engine = await detect(connection)
+            await migrate.alone(connection)
             before = await migrate.current(connection)
             await migrate.upgrade(connection)
             after = await migrate.current(connection)

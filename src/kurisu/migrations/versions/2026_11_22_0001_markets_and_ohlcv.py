@@ -86,7 +86,8 @@ CREATE TABLE ohlcv (
     CONSTRAINT check_ohlcv_low_high
         CHECK (low <= open AND low <= close AND high >= open AND high >= close),
     CONSTRAINT check_ohlcv_volume_not_negative CHECK (volume >= 0),
-    CONSTRAINT check_ohlcv_finite CHECK (high < 'Infinity' AND volume < 'Infinity')
+    CONSTRAINT check_ohlcv_finite
+        CHECK (high < 'Infinity' AND volume < 'Infinity' AND isfinite(time))
 );
 """
 

@@ -30,7 +30,8 @@ CREATE TABLE trades (
     CONSTRAINT check_trades_time_in_milliseconds
         CHECK (date_bin('1 millisecond', time, '1970-01-01 00:00:00+00') = time),
     CONSTRAINT check_trades_finite
-        CHECK (price < 'Infinity' AND amount < 'Infinity' AND cost < 'Infinity'),
+        CHECK (price < 'Infinity' AND amount < 'Infinity' AND cost < 'Infinity'
+               AND isfinite(time)),
     CONSTRAINT check_trades_amount_not_negative CHECK (amount >= 0)
 );
 """

@@ -89,7 +89,8 @@ CREATE TABLE orders (
     CONSTRAINT check_orders_amount CHECK (amount > 0 AND amount < 'Infinity'),
     CONSTRAINT check_orders_filled CHECK (filled >= 0 AND filled <= amount),
     CONSTRAINT check_orders_remaining CHECK (remaining = amount - filled),
-    CONSTRAINT check_orders_finite CHECK (cost < 'Infinity' AND price < 'Infinity'),
+    CONSTRAINT check_orders_finite
+        CHECK (cost < 'Infinity' AND price < 'Infinity' AND stop_price < 'Infinity'),
     CONSTRAINT check_orders_limit_has_price CHECK (type <> 'limit' OR price IS NOT NULL),
     CONSTRAINT check_orders_stop_has_stop_price
         CHECK (type NOT IN ('stop_loss', 'take_profit') OR stop_price IS NOT NULL)
@@ -141,7 +142,9 @@ CREATE TABLE positions (
     CONSTRAINT fk_positions_strategy_id FOREIGN KEY (strategy_id) REFERENCES strategies (id),
     CONSTRAINT fk_positions_strategy_run_id
         FOREIGN KEY (strategy_run_id) REFERENCES strategy_runs (id),
-    CONSTRAINT fk_positions_account_id FOREIGN KEY (account_id) REFERENCES accounts (id)
+    CONSTRAINT fk_positions_account_id FOREIGN KEY (account_id) REFERENCES accounts (id),
+    CONSTRAINT check_positions_finite
+        CHECK (amount < 'Infinity' AND entry_price < 'Infinity' AND unrealized_pnl < 'Infinity')
 );
 CREATE INDEX idx_positions_market_id_time ON positions (market_id, time DESC);
 CREATE INDEX idx_positions_account_id ON positions (account_id);
@@ -162,6 +165,7 @@ CREATE TABLE balances (
     CONSTRAINT fk_balances_account_id FOREIGN KEY (account_id) REFERENCES accounts (id),
     CONSTRAINT fk_balances_strategy_run_id
         FOREIGN KEY (strategy_run_id) REFERENCES strategy_runs (id),
+    CONSTRAINT check_balances_finite CHECK (free < 'Infinity' AND used < 'Infinity'),
     CONSTRAINT check_balances_total CHECK (total = free + used)
 );
 CREATE INDEX idx_balances_account_id ON balances (account_id);
