@@ -11,6 +11,13 @@
     ├── InvalidArgument         a value that a caller passed cannot be used
     ├── UnreadableFile          a file that cannot be read at all
     ├── LedgerRuleBroken        a value or a call that breaks a rule of the ledger
+    ├── ExchangeError           an exchange could not be asked, or said no
+    │   ├── ExchangeUnavailable no usable answer, after every retry: try again later
+    │   │   ├── RateLimited     too many requests; it says for how long to wait
+    │   │   └── BadAnswer       what came back is no answer: HTML, cut JSON, rows without a time
+    │   ├── BadSymbol           the exchange does not list that market
+    │   ├── ExchangeRefused     it understood and said no: credentials, permission, parameters
+    │   └── NotOffered          neither the exchange nor CCXT has that: timeframe, history
     └── RetentionConflict       rows older than a retention policy that the user has set
 
 Faults in data (one row of a file, one candle) are not exceptions: they are values of
@@ -78,3 +85,40 @@ class LedgerRuleBroken(KurisuError):
 
 class RetentionConflict(KurisuError):
     """Rows older than a retention policy that the user has set; nothing was stored."""
+
+
+class ExchangeError(KurisuError):
+    """An exchange could not be asked, or said no. exchange: its name, e.g. "binance"."""
+
+    def __init__(self, exchange: str, reason: str) -> None:
+        super().__init__(f"{exchange}: {reason}")
+        self.exchange = exchange
+        self.reason = reason
+
+
+class ExchangeUnavailable(ExchangeError):
+    """No usable answer, after every retry. Nothing is lost: the same call can be made later."""
+
+
+class RateLimited(ExchangeUnavailable):
+    """Too many requests. retry_after_s: how long to wait, in seconds; None if it does not say."""
+
+    def __init__(self, exchange: str, reason: str, retry_after_s: float | None = None) -> None:
+        super().__init__(exchange, reason)
+        self.retry_after_s = retry_after_s
+
+
+class BadAnswer(ExchangeUnavailable):
+    """What came back is no answer: HTML, JSON that ends in the middle, rows without a time."""
+
+
+class BadSymbol(ExchangeError):
+    """The exchange does not list that market, or no longer."""
+
+
+class ExchangeRefused(ExchangeError):
+    """The exchange understood the request and said no: credentials, permission, parameters."""
+
+
+class NotOffered(ExchangeError):
+    """Neither the exchange nor CCXT has that: a timeframe, a history, an exchange's name."""
