@@ -52,7 +52,7 @@ class MarketName:
                 f"{exchange!r} is not an exchange's name: use CCXT's id, e.g. 'binance'."
             )
         match = _SYMBOL.fullmatch(symbol)
-        if match is None or len(symbol) > 50:
+        if match is None or len(symbol) > 50 or not symbol.isprintable():
             raise InvalidArgument(
                 f"{symbol!r} is not a unified symbol: write it as BASE/QUOTE, e.g. 'BTC/USDT', "
                 "or 'BTC/USDT:USDT' for a perpetual swap."

@@ -8,7 +8,7 @@ from kurisu.schema import ROLLUP_TABLES
 
 
 def include_object(
-    item: Any, name: str | None, type_: str, reflected: bool, compare_to: Any
+    _item: Any, name: str | None, type_: str, reflected: bool, compare_to: Any
 ) -> bool:
     """Alembic's hook. Rollups are continuous aggregates on TimescaleDB Community and tables
     elsewhere: there they are compared, and where the database has no such table

@@ -130,8 +130,9 @@ class CandleSeries(Base):
 class CandleCoverage(Base):
     """What is known about a stretch of time, so that 'no trades' is not 'not fetched'.
 
-    Ranges of one market and timeframe never overlap (a trigger looks at the neighbours). In a `complete` range every candle is
-    stored; in an `empty` one the exchange confirmed that there were none.
+    Ranges of one market and timeframe never overlap (a trigger looks at the neighbours). In a
+    `complete` range every candle is stored; in an `empty` one the exchange confirmed that there
+    were none.
     """
 
     __tablename__ = "candle_coverage"

@@ -194,7 +194,7 @@ def copy_of_wheel(binaries: Binaries, below: Path) -> Binaries:
         if libraries.exists():
             shutil.copytree(libraries, unfinished / libraries.name)
         for directory, _, names in os.walk(unfinished):
-            os.chmod(directory, 0o755)
+            os.chmod(directory, 0o755)  # noqa: S103  # programs for another account, no data
             for name in names:
                 file = Path(directory, name)
                 # Whatever root's umask was when the wheel was installed.

@@ -42,7 +42,7 @@ def choose_socket_dir(directory: Path, recorded: Path | None, account: Account) 
     if recorded is not None and recorded != inside and is_private(recorded, account.uid):
         return recorded
     digest = hashlib.sha256(os.fsencode(directory)).hexdigest()[:8]
-    for base in (Path(tempfile.gettempdir()), Path("/tmp")):
+    for base in (Path(tempfile.gettempdir()), Path("/tmp")):  # noqa: S108  # owner is checked
         if not fits(base / f"kurisu-{digest}-12345678") or not account.can("-x", base):
             continue
         try:

@@ -27,6 +27,9 @@ from kurisu.store.connect import driver
 from kurisu.store.copy_binary import ColumnKind, copy_to_arrow
 
 _KINDS_WITH_BARS: Final = (*COLUMN_KINDS, ("bars", ColumnKind.INT4))
+_LATEST_SCHEMA: Final = pa.schema(
+    [("market_id", pa.int32()), *((name, kind.arrow_type) for name, kind in _KINDS_WITH_BARS)]
+)
 _VALUES: Final = ", ".join(NUMBERS)
 #: What stands for "from the beginning" and "to the end".
 EARLIEST: Final = TIMEFRAMES["1w"].origin
@@ -53,6 +56,14 @@ SELECT greatest(max(n.time), (SELECT time FROM ohlcv_1d d
                         AND o.time < CAST(:before AS timestamptz)
                       ORDER BY time DESC LIMIT 1) n
  WHERE s.market_id = :market_id
+"""
+
+
+# Markets that have native bars finer than a rollup, from which it may have to be derived.
+# Parameters: ids, finer (names of timeframes). Columns: market_id.
+WITH_FINER: Final = """
+SELECT DISTINCT market_id FROM candle_series
+ WHERE market_id = ANY(CAST(:ids AS integer[])) AND timeframe = ANY(CAST(:finer AS text[]))
 """
 
 
@@ -228,37 +239,62 @@ async def latest(
 ) -> pa.Table:
     """The newest `count` bars of each market that open before `before`, by market and time.
 
-    Columns: market_id (int32) and those of `read`. A timeframe that is neither 1m nor a rollup is
-    derived from the last bars of what divides it, market by market.
+    Columns: market_id (int32) and those of `read`. One query, but for markets whose bars are to
+    be derived on read: those are read one by one, from their last bars.
     """
-    if frame == BASE or frame in ROLLUPS:
-        query = _latest_query(frame)
-        table = await copy_to_arrow(
+    derived = set(await _derived_on_read(connection, market_ids, frame))
+    stored = [market_id for market_id in market_ids if market_id not in derived]
+    tables = [
+        await copy_to_arrow(
             await driver(connection),
-            query,
-            [list(market_ids), before or LATEST, count],
+            _latest_query(frame),
+            [stored, before or LATEST, count],
             (("market_id", ColumnKind.INT4), *_KINDS_WITH_BARS),
         )
-        return table.drop_columns("bars") if frame == BASE else table
-    tables = []
+        if stored
+        else _LATEST_SCHEMA.empty_table()
+    ]
     for market_id in market_ids:
-        newest = await connection.scalar(
-            text(NEWEST), {"market_id": market_id, "before": before or LATEST}
-        )
-        if newest is None:
-            continue
-        # As far back as `count` bars reach without holes, then everything if there were some.
-        length_s = 31 * 86_400 if frame.is_calendar else frame.seconds
-        since = newest - timedelta(seconds=length_s * (count + 1))
-        table = await read(connection, market_id, frame, since, before)
-        if table.num_rows < count:
-            table = await read(connection, market_id, frame, None, before)
-        table = table.slice(max(0, table.num_rows - count)).replace_schema_metadata(None)
-        ids = pa.array(np.full(table.num_rows, market_id, dtype=np.int32))
-        tables.append(table.add_column(0, "market_id", ids))
-    if tables:
-        return pa.concat_tables(tables)
-    return pa.schema(
-        [(name, kind.arrow_type) for name, kind in
-         (("market_id", ColumnKind.INT4), *_KINDS_WITH_BARS)]
-    ).empty_table()  # fmt: skip
+        if market_id in derived:
+            table = await _latest_derived(connection, market_id, frame, count, before)
+            ids = pa.array(np.full(table.num_rows, market_id, dtype=np.int32))
+            tables.append(table.add_column(0, "market_id", ids))
+    table = tables[0] if len(tables) == 1 else pa.concat_tables(tables)
+    if derived and stored:
+        table = table.sort_by([("market_id", "ascending"), ("time", "ascending")])
+    return table.drop_columns("bars") if frame == BASE else table
+
+
+async def _derived_on_read(
+    connection: AsyncConnection, market_ids: Sequence[int], frame: Timeframe
+) -> Sequence[int]:
+    """The markets whose bars of `frame` are not, or not all, stored as such."""
+    if frame == BASE:
+        return []
+    if frame not in ROLLUPS:
+        return market_ids
+    finer = [f.name for f in TIMEFRAMES.values() if f not in (BASE, frame) and f.divides(frame)]
+    return list(
+        await connection.scalars(text(WITH_FINER), {"ids": list(market_ids), "finer": finer})
+    )
+
+
+async def _latest_derived(
+    connection: AsyncConnection,
+    market_id: int,
+    frame: Timeframe,
+    count: int,
+    before: datetime | None,
+) -> pa.Table:
+    newest = await connection.scalar(
+        text(NEWEST), {"market_id": market_id, "before": before or LATEST}
+    )
+    if newest is None:
+        return _LATEST_SCHEMA.remove(0).empty_table()
+    # As far back as `count` bars reach without holes, then everything if there were some.
+    length_s = 31 * 86_400 if frame.is_calendar else frame.seconds
+    since = newest - timedelta(seconds=length_s * (count + 1))
+    table = await read(connection, market_id, frame, since, before)
+    if table.num_rows < count:
+        table = await read(connection, market_id, frame, None, before)
+    return table.slice(max(0, table.num_rows - count)).replace_schema_metadata(None)

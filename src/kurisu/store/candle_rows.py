@@ -161,15 +161,12 @@ class _Rejector:
         self._found: dict[int, Reject] = {}
 
     def add(self, mask: Mask, rule: Rule, column: str) -> None:
-        for index in np.flatnonzero(mask & ~self.rejected).tolist():
-            self.add_one(index, rule, column)
-
-    def add_one(self, index: int, rule: Rule, column: str) -> None:
-        if self.rejected[index]:
-            return
-        self.rejected[index] = True
-        value = self._table.column(column)[index].as_py()
-        self._found[index] = Reject(int(self._numbers[index]), rule, _spelled(value), column)
+        """Every row of `mask` breaks `rule` in `column`."""
+        broken = np.flatnonzero(mask & ~self.rejected)
+        self.rejected[broken] = True
+        values = self._table.column(column).take(pa.array(broken)).to_pylist()
+        for index, value in zip(broken.tolist(), values, strict=True):
+            self._found[index] = Reject(int(self._numbers[index]), rule, _spelled(value), column)
 
     def sorted(self) -> list[Reject]:
         return [self._found[index] for index in sorted(self._found)]
@@ -243,14 +240,19 @@ def _is_text(kind: pa.DataType) -> bool:
 def _walk(name: str, array: pa.Array, rejector: _Rejector) -> pa.Array:
     """Value by value: text, or numbers of which some do not fit."""
     values: list[Decimal | None] = []
+    faults: dict[str, list[int]] = {}
     for index, given in enumerate(array.to_pylist()):
         value = None if given is None else parse_decimal(given)
         if given is not None:
             fault = Rule.NUMBER_NOT_READABLE.value if value is None else number_fault(value)
             if fault is not None:
-                rejector.add_one(index, Rule(fault), name)
+                faults.setdefault(fault, []).append(index)
                 value = None
         values.append(value.quantize(_STEP, context=_WIDE) if value is not None else None)
+    for rule, indices in faults.items():
+        mask = np.zeros(len(values), dtype=np.bool_)
+        mask[indices] = True
+        rejector.add(mask, Rule(rule), name)
     return pa.array(values, DECIMAL)
 
 

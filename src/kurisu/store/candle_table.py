@@ -88,7 +88,7 @@ class CandleTable:
         except ImportError:
             raise InvalidArgument("polars is not installed: pip install 'kurisu[polars]'") from None
         frame = polars.from_arrow(self.to_arrow(float64=float64))
-        assert isinstance(frame, polars.DataFrame)  # noqa: S101  # of a table, never a Series
+        assert isinstance(frame, polars.DataFrame)  # of a table, never a Series
         return frame
 
     def to_pandas(self, *, float64: bool = False) -> pandas.DataFrame:

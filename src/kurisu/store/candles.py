@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -12,10 +13,19 @@ import numpy as np
 import pyarrow as pa
 
 from kurisu.domain.candle import Candle
+from kurisu.domain.market import MarketName
 from kurisu.domain.timeframe import BASE, Timeframe
 from kurisu.domain.timeframe import timeframe as timeframe_of
 from kurisu.errors import InvalidArgument
-from kurisu.store import candle_read, candle_rows, candle_write, coverage_read, policies, rollups
+from kurisu.store import (
+    candle_read,
+    candle_rows,
+    candle_write,
+    coverage_read,
+    markets,
+    policies,
+    rollups,
+)
 from kurisu.store.candle_table import CandleTable
 from kurisu.store.candle_write import WriteReport
 from kurisu.store.connect import transaction
@@ -58,7 +68,7 @@ class Candles:
 
     async def write(
         self,
-        market: Market,
+        market: Market | MarketName,
         timeframe: str | Timeframe,
         rows: Any,
         *,
@@ -69,6 +79,7 @@ class Candles:
     ) -> WriteReport:
         """Store closed candles, exactly, all of them or none.
 
+        market: a market of this store, or a name: then it is created if it is not there.
         rows: an Arrow table (or what exports one: polars, pandas) with the columns time
             (timestamp with a time zone, open time), open, high, low, close, volume (decimal,
             integer or text), and optionally row (numbers for the report); or Candle values.
@@ -84,7 +95,8 @@ class Candles:
         started = time.perf_counter()
         frame = timeframe_of(timeframe)
         clock = (aware(now, "now") or datetime.now(UTC)) - grace
-        found = candle_rows.clean(rows, frame, clock)
+        # Off the event loop: a million rows are a second of work, of rejected ones several.
+        found = await asyncio.to_thread(candle_rows.clean, rows, frame, clock)
         store = self._store
         note = None
         if found.table.num_rows:
@@ -92,6 +104,8 @@ class Candles:
         keeps_rollups = store.engine.is_community and frame == BASE
         noted = False
         async with transaction(store.database) as connection:
+            if isinstance(market, MarketName):
+                market, _ = await markets.ensure(connection, market)
             report = await candle_write.write(
                 connection, store.engine, market.id, frame, found, source
             )

@@ -76,8 +76,8 @@ def _says(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def translated(target: str) -> Iterator[None]:
-    """Turn a driver's errors into Kurisu's, once, at the boundary; `target` has no password."""
+def translated(where: str) -> Iterator[None]:
+    """Turn a driver's errors into Kurisu's, once, at the boundary; `where` has no password."""
     try:
         yield
     except DBAPIError as error:
@@ -87,20 +87,20 @@ def translated(target: str) -> Iterator[None]:
         if state.startswith(_REFUSALS):
             raise WriteRefused(_says(cause)) from error
         if isinstance(error, InterfaceError):
-            raise DatabaseError(f"the connection to {target} broke: {_says(cause)}") from error
+            raise DatabaseError(f"the connection to {where} broke: {_says(cause)}") from error
         raise DatabaseError(_says(cause)) from error
     except asyncpg.IntegrityConstraintViolationError as error:
         raise WriteRefused(_says(error)) from error
     except asyncpg.InvalidPasswordError as error:
-        raise DatabaseError(f"{target} does not accept the user or password.") from error
+        raise DatabaseError(f"{where} does not accept the user or password.") from error
     except asyncpg.InvalidCatalogNameError as error:
-        raise DatabaseError(f"{target}: {_says(error)}; create the database first.") from error
+        raise DatabaseError(f"{where}: {_says(error)}; create the database first.") from error
     except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        raise DatabaseError(f"{target}: {_says(error)}") from error
+        raise DatabaseError(f"{where}: {_says(error)}") from error
     except (ConnectionError, TimeoutError, OSError) as error:
         reason = _says(error) or type(error).__name__
         raise DatabaseError(
-            f"cannot reach the database at {target}: {reason}. Is the server running, and is "
+            f"cannot reach the database at {where}: {reason}. Is the server running, and is "
             "KURISU_DATABASE_URL right?"
         ) from error
 
@@ -114,10 +114,18 @@ async def driver(connection: AsyncConnection) -> asyncpg.Connection:
     return found
 
 
+def target(engine: AsyncEngine) -> str:
+    """The database's address for a message: no password, and no option, which may hold one."""
+    shown = engine.url.set(drivername="postgresql", query={})
+    socket = engine.url.query.get("host")
+    where = shown.render_as_string(hide_password=True)
+    return f"{where} (socket {socket})" if isinstance(socket, str) and socket else where
+
+
 @contextlib.asynccontextmanager
 async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
     """One transaction, committed at the end; errors are Kurisu's."""
-    with translated(engine.url.render_as_string(hide_password=True)):
+    with translated(target(engine)):
         async with engine.begin() as connection:
             # asyncpg's transaction starts with the first statement; COPY alone is none.
             await connection.exec_driver_sql("SELECT 1")
@@ -127,6 +135,6 @@ async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
 @contextlib.asynccontextmanager
 async def autocommit(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
     """A connection outside any transaction, for what commits by itself (CALL refresh)."""
-    with translated(engine.url.render_as_string(hide_password=True)):
+    with translated(target(engine)):
         async with engine.connect() as connection:
             yield await connection.execution_options(isolation_level="AUTOCOMMIT")

@@ -79,7 +79,7 @@ SELECT (SELECT count(*) FROM timescaledb_information.continuous_aggregates) AS a
 
 def version_tuple(version: str) -> tuple[int, ...]:
     """(2, 24, 0) of "2.24.0" or "2.24.0-dev"."""
-    return tuple(int(part) for part in version.split("-")[0].split(".") if part.isdigit())
+    return tuple(int(part) for part in version.partition("-")[0].split(".") if part.isdigit())
 
 
 async def detect(connection: AsyncConnection) -> Engine:

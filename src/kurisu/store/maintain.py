@@ -109,9 +109,10 @@ async def _delete_some(connection: AsyncConnection, relation: str, cutoff: objec
 
 
 async def _maintain_community(database: AsyncEngine) -> list[str]:
-    done = []
-    for refreshed in await rollups.refresh_all(database):
-        done.append(f"rollups refreshed from {refreshed.since:%F %R} to {refreshed.until:%F %R}")
+    done = [
+        f"rollups refreshed from {refreshed.since:%F %R} to {refreshed.until:%F %R}"
+        for refreshed in await rollups.refresh_all(database)
+    ]
     async with transaction(database) as connection:
         # What the background jobs have dropped: coverage of it would be a lie.
         bounds = (await connection.execute(text(rollups.BOUNDS))).one()

@@ -19,13 +19,14 @@ depends_on = None
 
 EPOCH = "TIMESTAMPTZ '1970-01-01 00:00:00+00'"
 
-# name, length, the relation it is made from
+# name, length, the relation it is made from. In hours: to a session in a time zone
+# with summer time, one day later may be 23 or 25 hours later.
 LEVELS = (
     ("5m", "5 minutes", "ohlcv"),
     ("15m", "15 minutes", "ohlcv_5m"),
     ("1h", "1 hour", "ohlcv_15m"),
     ("4h", "4 hours", "ohlcv_1h"),
-    ("1d", "1 day", "ohlcv_4h"),
+    ("1d", "24 hours", "ohlcv_4h"),
 )
 
 
