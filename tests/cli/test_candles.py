@@ -107,16 +107,25 @@ def test_a_file_that_cannot_be_read_creates_no_market(
 
 
 def test_rows_of_another_timeframe_are_refused(kurisu_program: Program, tmp_path: Path) -> None:
-    rows = [f"2024-10-27T0{hour}:00:00Z,1,2,0.5,1.5,10" for hour in range(6)]
+    rows = [f"2024-10-27T{hour:02}:00:00Z,1,2,0.5,1.5,10" for hour in range(24)]
     (tmp_path / "hours.csv").write_text("\n".join(["time,open,high,low,close,volume", *rows]))
     run = ("candles", "import", "hours.csv", "--market", "binance:HOURS/USDT")
-    assert "looks like 1h" in kurisu_program(*run, code=2).err
+    assert "look like bars of 1h" in kurisu_program(*run, code=2).err
     assert "cannot be 4h" in kurisu_program(*run, "--timeframe", "4h", code=2).err
-    assert kurisu_program(*run, "--timeframe", "1m", "--json").json["inserted"] == 6
+    assert kurisu_program(*run, "--timeframe", "1m", "--json").json["inserted"] == 24
     other = (*run[:-1], "binance:NATIVE/USDT", "--timeframe", "1h", "--json")
-    assert kurisu_program(*other).json["inserted"] == 6
+    assert kurisu_program(*other).json["inserted"] == 24
     gaps = kurisu_program("candles", "gaps", "--market", "binance:NATIVE/USDT")
     assert "No 1m candles" in gaps.err
+
+
+def test_a_few_candles_with_long_holes_are_1m_candles(
+    kurisu_program: Program, tmp_path: Path
+) -> None:
+    rows = [f"2024-0{month}-03T00:00:00Z,1,2,0.5,1.5,10" for month in (1, 3, 9)]
+    (tmp_path / "holes.csv").write_text("\n".join(["time,open,high,low,close,volume", *rows]))
+    run = ("candles", "import", "holes.csv", "--market", "binance:HOLES/USDT", "--json")
+    assert kurisu_program(*run).json["inserted"] == 3
 
 
 def test_show_prints_exact_numbers(kurisu_program: Program, market: str) -> None:

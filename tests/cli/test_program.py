@@ -107,7 +107,7 @@ def test_a_password_is_never_repeated(kurisu_program: Program) -> None:
 
 
 def test_a_name_cannot_move_the_cursor(kurisu_program: Program) -> None:
-    failed = kurisu_program("candles", "show", "--market", "binance:A\x1b[2J\u202e/B", code=1)
+    failed = kurisu_program("candles", "show", "--market", "binance:A\x1b[2J\u202e/B", code=2)
     assert "\x1b" not in failed.err
     assert "\u202e" not in failed.err
 
