@@ -19,6 +19,13 @@ In Python:
   async with kurisu.open() as store:
       market = await store.markets.get("binance", "PEPE/USDT")
       frame = (await store.candles.read(market, "1h")).to_polars()
+From a live exchange, to the last digit (pip install ccxt):
+      exchange = ccxt.binance({{"number": str}})
+      market = await store.markets.ensure("binance", "BTC/USDT")
+      await store.candles.write(market, "1m", [
+          kurisu.Candle(datetime.fromtimestamp(row[0] / 1000, UTC), *map(Decimal, row[1:6]))
+          for row in exchange.fetch_ohlcv("BTC/USDT", "1m")])
+  The candle that is still open is listed as not closed, not stored.
 """
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 
 from sqlalchemy import text
@@ -69,9 +69,11 @@ SELECT min(e.first) AS first, max(e.last) AS last
              ORDER BY time DESC LIMIT 1) AS last) e
 """
 
-# First bar of some markets in a rollup, which may reach further back than the candles.
+# The days of some markets' bars, which may reach beyond the candles: retention keeps the bars.
+# Parameters: market_ids. Columns: first, until (close of the last day).
 ROLLUP_EXTENT: Final = """
-SELECT min(time) AS first FROM ohlcv_1d WHERE market_id = ANY(CAST(:market_ids AS integer[]))
+SELECT min(time) AS first, max(time) + INTERVAL '24 hours' AS until FROM ohlcv_1d
+ WHERE market_id = ANY(CAST(:market_ids AS integer[]))
 """
 
 
@@ -87,9 +89,11 @@ async def extent(
     if frame != BASE:
         kept = (
             await connection.execute(text(ROLLUP_EXTENT), {"market_ids": list(market_ids)})
-        ).scalar()
-        first = min((t for t in (first, kept) if t is not None), default=None)
-        last = last or kept
+        ).one()
+        if kept.first is not None:
+            # The last bar of a day whose candles are gone may be any.
+            end = kept.until - timedelta(microseconds=1)
+            first, last = min(first or kept.first, kept.first), max(last or end, end)
     if first is None or last is None:
         return None, None
     return frame.open_time(first), frame.open_time(last)

@@ -18,6 +18,7 @@ from kurisu.errors import DatabaseError, MigrationNeeded
 from kurisu.store import rollups
 from kurisu.store.connect import autocommit, transaction
 from kurisu.store.engine import Engine, detect
+from kurisu.store.rollups import materialization
 
 #: Advisory lock of a conversion; the number is arbitrary, but must never change.
 LAYOUT_LOCK: Final = 7_295_412_203
@@ -98,21 +99,6 @@ async def is_hypertable(connection: AsyncConnection, relation: str) -> bool:
             {"relation": relation},
         )
     )
-
-
-async def materialization(connection: AsyncConnection, name: str) -> str:
-    """The table behind a continuous aggregate, quoted. `name` is a timeframe's."""
-    found = await connection.scalar(
-        text(
-            "SELECT format('%I.%I', materialization_hypertable_schema, "
-            "materialization_hypertable_name) FROM timescaledb_information.continuous_aggregates "
-            "WHERE view_schema = current_schema() AND view_name = :view"
-        ),
-        {"view": f"ohlcv_{name}"},
-    )
-    if found is None:
-        raise DatabaseError(f"ohlcv_{name} is not a continuous aggregate; run `kurisu db upgrade`.")
-    return str(found)
 
 
 async def check(connection: AsyncConnection, engine: Engine) -> None:

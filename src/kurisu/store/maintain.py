@@ -8,12 +8,15 @@ Running it often costs little; running it never loses nothing.
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Final
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from kurisu.domain.timeframe import TIMEFRAMES
 from kurisu.store import policies, rollups
+from kurisu.store.candle_write import MARKET_LOCK
 from kurisu.store.connect import autocommit, transaction
 from kurisu.store.engine import Engine
 
@@ -30,11 +33,28 @@ UPDATE retention_policies
 RETURNING date_trunc('day', now() - drop_after, 'UTC') AS cutoff
 """
 
-# Coverage of dropped candles goes with them. Parameters: cutoff.
+# Markets whose coverage is about to be cut, locked against writers as a writer would. Parameters:
+# timeframes, cutoffs.
+LOCK_COVERED: Final = f"""
+SELECT pg_advisory_xact_lock({MARKET_LOCK}, m.market_id)
+  FROM (SELECT DISTINCT c.market_id FROM candle_coverage c
+          JOIN unnest(CAST(:timeframes AS text[]), CAST(:cutoffs AS timestamptz[]))
+               AS e(timeframe, cutoff) USING (timeframe)
+         WHERE c.since < e.cutoff ORDER BY 1) m
+"""
+
+# Coverage of dropped candles goes with them. Parameters: timeframes, cutoffs (open time of the
+# first bar of each that is left).
 TRIM_COVERAGE: Final = """
-WITH gone AS (DELETE FROM candle_coverage WHERE until <= CAST(:cutoff AS timestamptz))
-UPDATE candle_coverage SET since = CAST(:cutoff AS timestamptz)
- WHERE since < CAST(:cutoff AS timestamptz) AND until > CAST(:cutoff AS timestamptz)
+WITH edge AS (
+    SELECT * FROM unnest(CAST(:timeframes AS text[]), CAST(:cutoffs AS timestamptz[]))
+                  AS e(timeframe, cutoff)
+), gone AS (
+    DELETE FROM candle_coverage c USING edge e
+     WHERE c.timeframe = e.timeframe AND c.until <= e.cutoff
+)
+UPDATE candle_coverage c SET since = e.cutoff FROM edge e
+ WHERE c.timeframe = e.timeframe AND c.since < e.cutoff AND c.until > e.cutoff
 """
 
 # Chunks that are due to be compressed: never compressed, or written to since. Columns: chunk.
@@ -88,10 +108,19 @@ async def _expire(database: AsyncEngine, engine: Engine, relation: str) -> list[
             break
     if relation == "ohlcv":
         async with transaction(database) as connection:
-            await connection.execute(text(TRIM_COVERAGE), {"cutoff": cutoff})
+            await _trim_coverage(connection, cutoff)
     if rows:
         done.append(f"{relation}: deleted {rows:,} rows older than {cutoff:%Y-%m-%d}")
     return done
+
+
+async def _trim_coverage(connection: AsyncConnection, cutoff: datetime) -> None:
+    edges = {
+        "timeframes": list(TIMEFRAMES),
+        "cutoffs": [frame.ceil(cutoff) for frame in TIMEFRAMES.values()],
+    }
+    await connection.execute(text(LOCK_COVERED), edges)
+    await connection.execute(text(TRIM_COVERAGE), edges)
 
 
 async def _delete_some(connection: AsyncConnection, relation: str, cutoff: object) -> int:
@@ -117,9 +146,8 @@ async def _maintain_community(database: AsyncEngine) -> list[str]:
         # What the background jobs have dropped: coverage of it would be a lie.
         bounds = (await connection.execute(text(rollups.BOUNDS))).one()
         if bounds.horizon is not None:
-            await connection.execute(
-                text(TRIM_COVERAGE),
-                {"cutoff": min(bounds.horizon, bounds.oldest_chunk or bounds.horizon)},
+            await _trim_coverage(
+                connection, min(bounds.horizon, bounds.oldest_chunk or bounds.horizon)
             )
         chunks = list(await connection.scalars(text(DUE_FOR_COMPRESSION)))
     for chunk in chunks:

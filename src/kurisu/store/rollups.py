@@ -21,6 +21,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from kurisu.domain.timeframe import BASE, ROLLUPS, Timeframe
+from kurisu.errors import DatabaseError
 from kurisu.store.connect import autocommit, transaction
 
 #: One refresh at a time per database; overlapping ones leave duplicate or missing bars in some
@@ -104,23 +105,41 @@ SELECT max(n.time) AS time
  WHERE s.timeframe = '1m'
 """
 
-# Five-minute bars that a refresh would not thin out: as many candles are there as in the bar
-# that is kept, or more. Parameters: since, until. Columns: time.
-COMPLETE_BARS: Final = """
-SELECT r.time
-  FROM (SELECT date_bin('5 minutes', time, TIMESTAMPTZ '1970-01-01 00:00:00+00') AS time,
-               market_id, count(*) AS bars
-          FROM ohlcv
-         WHERE timeframe = '1m' AND time >= CAST(:since AS timestamptz)
-           AND time < CAST(:until AS timestamptz)
-         GROUP BY 1, 2) r
-  FULL JOIN (SELECT time, market_id, bars FROM ohlcv_5m
-              WHERE time >= CAST(:since AS timestamptz)
-                AND time < CAST(:until AS timestamptz)) k USING (time, market_id)
- GROUP BY 1
-HAVING bool_and(coalesce(r.bars, 0) >= coalesce(k.bars, 0))
- ORDER BY 1
+# Bars of the lowest level from the candles that are there, written as a trigger would write them:
+# one that has more candles inside than are there stays as it is. Parameters: since, until (whole
+# bars), and the table behind the aggregate.
+KEEP: Final = """
+INSERT INTO {table} AS m (time, market_id, open, high, low, close, volume, bars)
+SELECT date_bin('{length} seconds', time, TIMESTAMPTZ '1970-01-01 00:00:00+00'), market_id,
+       (array_agg(open ORDER BY time))[1], max(high), min(low),
+       (array_agg(close ORDER BY time DESC))[1], sum(volume), count(*)::integer
+  FROM ohlcv
+ WHERE timeframe = '1m' AND time >= CAST(:since AS timestamptz)
+   AND time < CAST(:until AS timestamptz)
+ GROUP BY 1, 2
+ON CONFLICT (market_id, time) DO UPDATE
+   SET open = excluded.open, high = excluded.high, low = excluded.low,
+       close = excluded.close, volume = excluded.volume, bars = excluded.bars
+ WHERE m.bars <= excluded.bars
+   AND (m.open, m.high, m.low, m.close, m.volume, m.bars) IS DISTINCT FROM
+       (excluded.open, excluded.high, excluded.low, excluded.close, excluded.volume,
+        excluded.bars)
 """
+
+
+async def materialization(connection: AsyncConnection, name: str) -> str:
+    """The table behind a continuous aggregate, quoted. `name` is a timeframe's."""
+    found = await connection.scalar(
+        text(
+            "SELECT format('%I.%I', materialization_hypertable_schema, "
+            "materialization_hypertable_name) FROM timescaledb_information.continuous_aggregates "
+            "WHERE view_schema = current_schema() AND view_name = :view"
+        ),
+        {"view": f"ohlcv_{name}"},
+    )
+    if found is None:
+        raise DatabaseError(f"ohlcv_{name} is not a continuous aggregate; run `kurisu db upgrade`.")
+    return str(found)
 
 
 async def watermarks(connection: AsyncConnection) -> dict[str, datetime]:
@@ -199,27 +218,29 @@ async def _refresh(connection: AsyncConnection, ranges: Sequence[Range]) -> None
                 max(wanted.since, frame.ceil(bounds.oldest_chunk)),
                 min(wanted.until, frame.open_time(bounds.now)),
             )
-            for part in await _spared(connection, wanted, frame, bounds.horizon):
-                await refresh(connection, frame, part)
+            if frame is ROLLUPS[0] and bounds.horizon is not None:
+                wanted = await _keep(connection, wanted, frame, bounds.horizon)
+            if wanted.since < wanted.until:
+                await refresh(connection, frame, wanted)
 
 
-async def _spared(
-    connection: AsyncConnection, wanted: Range, frame: Timeframe, horizon: datetime | None
-) -> list[Range]:
-    """The parts of `wanted` whose refresh destroys nothing that retention left behind.
+async def _keep(
+    connection: AsyncConnection, wanted: Range, frame: Timeframe, horizon: datetime
+) -> Range:
+    """Bring bars before `horizon` up to date without a refresh; returns what is left of `wanted`.
 
-    Only the lowest level reads candles, which retention drops; the others read bars.
+    Candles there may have been dropped by retention, and a refresh would delete their bars. Only
+    the lowest level is made from candles; the others are made from bars, which are all there.
     """
-    if wanted.since >= wanted.until:
-        return []
-    if frame is not ROLLUPS[0] or horizon is None or wanted.since >= horizon:
-        return [wanted]
     edge = min(frame.ceil(horizon), wanted.until)
-    rows = await connection.execute(text(COMPLETE_BARS), {"since": wanted.since, "until": edge})
-    parts = merge([Range(row.time, row.time + frame.length) for row in rows])
-    if edge < wanted.until:
-        parts = merge([*parts, Range(edge, wanted.until)])
-    return parts
+    if wanted.since >= edge:
+        return wanted
+    table = await materialization(connection, frame.name)
+    await connection.execute(
+        text(KEEP.format(table=table, length=frame.seconds)),
+        {"since": wanted.since, "until": edge},
+    )
+    return Range(edge, wanted.until)
 
 
 async def refresh(connection: AsyncConnection, frame: Timeframe, part: Range) -> None:
@@ -253,13 +274,12 @@ async def refresh_all(database: AsyncEngine) -> list[Range]:
         bounds = (await connection.execute(text(BOUNDS))).one()
         newest = await connection.scalar(text(NEWEST_CANDLE))
         highest = max((await watermarks(connection)).values())
-        if bounds.oldest_chunk is None or newest is None:
-            return await refresh_pending(database)
-        since = max(bounds.oldest_chunk, bounds.horizon or bounds.oldest_chunk)
-        until = max(newest + BASE.length, highest)
-        if since < until:
-            await connection.execute(
-                text("INSERT INTO rollup_pending (since, until) VALUES (:since, :until)"),
-                {"since": since, "until": until},
-            )
+        if bounds.oldest_chunk is not None and newest is not None:
+            since = max(bounds.oldest_chunk, bounds.horizon or bounds.oldest_chunk)
+            until = max(newest + BASE.length, highest)
+            if since < until:
+                await connection.execute(
+                    text("INSERT INTO rollup_pending (since, until) VALUES (:since, :until)"),
+                    {"since": since, "until": until},
+                )
     return await refresh_pending(database)

@@ -188,7 +188,7 @@ async def _table(connection: AsyncConnection, engine: Engine, name: str) -> Tabl
         if name in policies.RELATIONS:
             kind = "hypertable"
         elif is_rollup and engine.is_community:
-            from kurisu.store.layout import materialization
+            from kurisu.store.rollups import materialization
 
             relation, kind = (
                 await materialization(connection, name.removeprefix("ohlcv_")),
