@@ -1,0 +1,267 @@
+"""Exchanges by way of CCXT, exact.
+
+    async with open_exchange(ExchangeSettings("binance")) as exchange:
+        for listing in await exchange.load_markets(): ...
+        rows = await exchange.fetch_candles("BTC/USDT", "1m", since_ms, 1000)
+
+CCXT is imported when the first exchange is opened: it takes 0.8 seconds and more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import datetime
+from difflib import get_close_matches
+from typing import Any, Final, TypeVar
+
+from kurisu.domain.money import parse_decimal
+from kurisu.errors import BadAnswer, BadSymbol, ExchangeError, NotOffered
+from kurisu.exchange.calls import Caller, RetryPolicy, Sleep, WeightBudget
+from kurisu.exchange.clock import ExchangeClock, from_ms
+from kurisu.exchange.exact import BrokenAnswer, Reply, exact_class
+from kurisu.exchange.markets import MarketListing, Skipped, listings, precision_mode
+from kurisu.exchange.port import CandleRow, TradeAnswer, TradeQuery, TradeRow
+from kurisu.exchange.settings import SECRETS, ExchangeSettings
+from kurisu.exchange.venues import CAUTIOUS_LIMIT, TradePaging, Venue, venue_of
+
+T = TypeVar("T")
+
+#: Where the trade id stands in Kraken's rows; older recordings end before it, and CCXT appends
+#: the cursor to the last row, where it must not be taken for an id.
+_KRAKEN_ID: Final = 6
+
+
+class CcxtExchange:
+    """An `Exchange` by way of CCXT. Made by `open_exchange`.
+
+    skipped: markets of the last load that cannot be stored, with reasons.
+    """
+
+    def __init__(
+        self,
+        settings: ExchangeSettings,
+        *,
+        streams: bool = False,
+        policy: RetryPolicy | None = None,
+        sleep: Sleep = asyncio.sleep,
+        monotonic: Callable[[], float] = time.monotonic,
+        jitter: random.Random | None = None,
+    ) -> None:
+        """streams: take CCXT's class with WebSockets. sleep, monotonic, jitter: see `Caller`.
+
+        Raises NotOffered if CCXT has no such exchange, ConfigError if a variable is not set.
+        """
+        self.settings = settings
+        self.client = _client(settings, streams=streams)
+        self.client.kurisu_observer = self._observe
+        self.skipped: list[Skipped] = []
+        self.clock = ExchangeClock(monotonic)
+        self._venue = self._described(venue_of(settings.exchange_id))
+        self._budget = WeightBudget(self._venue.weight_limit, self.clock)
+        self.caller = Caller(
+            settings.name,
+            settings.concurrency,
+            policy or RetryPolicy(),
+            self._budget,
+            secrets=[str(getattr(self.client, name, None) or "") for name in sorted(SECRETS)],
+            sleep=sleep,
+            monotonic=monotonic,
+            jitter=jitter,
+        )
+        self._loaded = False
+
+    def __repr__(self) -> str:
+        return f"CcxtExchange({self.name})"
+
+    @property
+    def name(self) -> str:
+        return self.settings.name
+
+    @property
+    def venue(self) -> Venue:
+        return self._venue
+
+    @property
+    def timeframes(self) -> frozenset[str]:
+        return frozenset(self.client.timeframes or ())
+
+    async def load_markets(self, *, reload: bool = False) -> list[MarketListing]:
+        """Every market it lists, by symbol; asked again only if `reload`."""
+        markets = await self._call(lambda: self.client.load_markets(reload))
+        self._loaded = True
+        mode = precision_mode(self.client.precisionMode)
+        found, self.skipped = listings(self.name, markets, mode)
+        return found
+
+    async def now(self) -> datetime:
+        """The exchange's time, asked for again every few minutes."""
+        if self.client.has.get("fetchTime") is True:
+            if not self.clock.is_fresh:
+                await self._call(self._read_time)
+        elif not self.clock.has_fresh_date:
+            # Any answer brings the Date header.
+            status = self.client.has.get("fetchStatus") is True
+            await self._call(
+                self.client.fetch_status if status else lambda: self.client.load_markets(True)
+            )
+        now_ms = self.clock.now_ms()
+        if now_ms is None:
+            raise BadAnswer(self.name, "it does not tell its time, not even by a Date header")
+        return from_ms(now_ms)
+
+    async def fetch_candles(
+        self, symbol: str, timeframe: str, since_ms: int, limit: int
+    ) -> list[CandleRow]:
+        """One request; the open candle may be among the rows. Raises NotOffered, BadSymbol."""
+        if timeframe not in self.timeframes:
+            raise NotOffered(self.name, f"it serves no {timeframe} candles")
+        await self._listed(symbol)
+        asked = limit if self._venue.limit_with_since else None
+
+        async def ask() -> list[CandleRow]:
+            rows = await self.client.fetch_ohlcv(symbol, timeframe, since_ms, asked)
+            return [self._candle(row) for row in rows]
+
+        return await self._call(ask)
+
+    async def fetch_trades(self, symbol: str, query: TradeQuery) -> TradeAnswer:
+        """One request. Raises BadSymbol."""
+        await self._listed(symbol)
+        spot = not self.client.markets[symbol].get("contract")
+        params: dict[str, Any] = {}
+        if query.from_id is not None:
+            params["fromId"] = query.from_id
+        if query.cursor is not None:
+            params["since"] = query.cursor
+        if query.until_ms is not None:
+            params["until"] = query.until_ms
+
+        async def ask() -> TradeAnswer:
+            trades = await self.client.fetch_trades(symbol, query.since_ms, query.limit, params)
+            rows = [self._trade(trade, spot=spot) for trade in trades]
+            return TradeAnswer(rows, self._cursor(trades))
+
+        return await self._call(ask)
+
+    async def close(self) -> None:
+        """Let go of connections."""
+        await self.client.close()
+
+    def _described(self, venue: Venue) -> Venue:
+        """`venue`, with what CCXT's features say where nothing better is known."""
+        if venue.candle_limit is not None:
+            return venue
+        spot = (self.client.features or {}).get("spot") or {}
+        limit = (spot.get("fetchOHLCV") or {}).get("limit")
+        return replace(venue, candle_limit=limit if isinstance(limit, int) else CAUTIOUS_LIMIT)
+
+    def _observe(self, reply: Reply, answer: Any) -> None:
+        """Every response passes here: its Date, its used weight, and the limit it may state."""
+        self.clock.read_date(reply.header("date"))
+        self._budget.observe(reply)
+        if self._budget.limit is None or not isinstance(answer, dict):
+            return
+        for rule in answer.get("rateLimits") or ():
+            if rule.get("rateLimitType") == "REQUEST_WEIGHT" and rule.get("interval") == "MINUTE":
+                self._budget.limit = rule["limit"]
+
+    async def _read_time(self) -> None:
+        told = await self.client.fetch_time()
+        if not isinstance(told, int):
+            raise BrokenAnswer(f"its time is {told!r}")
+        self.clock.read(told)
+
+    async def _listed(self, symbol: str) -> None:
+        if not self._loaded:
+            await self.load_markets()
+        if symbol not in self.client.markets:
+            near = get_close_matches(symbol, self.client.markets, 3, 0.5)
+            hint = f"; it lists {', '.join(near)}" if near else ""
+            raise BadSymbol(self.name, f"it does not list {symbol}{hint}")
+
+    async def _call(self, make: Callable[[], Awaitable[T]]) -> T:
+        return await self.caller.call(make, self._exchange_now)
+
+    def _exchange_now(self) -> datetime | None:
+        now_ms = self.clock.now_ms()
+        return None if now_ms is None else from_ms(now_ms)
+
+    def _candle(self, row: Any) -> CandleRow:
+        if not isinstance(row, list) or len(row) < len(CandleRow._fields):
+            raise BrokenAnswer(f"a candle is {str(row)[:100]}")
+        time_ms, *numbers = row[: len(CandleRow._fields)]
+        if not isinstance(time_ms, int):
+            raise BrokenAnswer(f"a candle has no time: {str(row)[:100]}")
+        return CandleRow(time_ms, *(self._text(value) for value in numbers))
+
+    def _trade(self, trade: Any, *, spot: bool) -> TradeRow:
+        time_ms, price, amount = trade["timestamp"], trade["price"], trade["amount"]
+        if not isinstance(time_ms, int) or not _is_number(price) or not _is_number(amount):
+            raise BrokenAnswer(f"a trade has no time, price or amount: {str(trade)[:100]}")
+        found = trade["id"]
+        if self._venue.trade_paging is TradePaging.CURSOR and isinstance(trade["info"], list):
+            info = trade["info"]
+            found = info[_KRAKEN_ID] if len(info) > _KRAKEN_ID else None
+            found = found if isinstance(found, int) else None
+        return TradeRow(
+            time_ms,
+            None if found is None or found == "" else str(found),
+            trade["side"] if trade["side"] in ("buy", "sell") else None,
+            self._text(price) or "",
+            self._text(amount) or "",
+            None if spot else self._text(trade["cost"]),
+        )
+
+    def _cursor(self, trades: list[Any]) -> str | None:
+        """Kraken's `last`, which CCXT appends to the row that came last."""
+        if self._venue.trade_paging is not TradePaging.CURSOR:
+            return None
+        for trade in reversed(trades):
+            info = trade["info"]
+            if isinstance(info, list) and len(info) > _KRAKEN_ID and isinstance(info[-1], str):
+                return info[-1]
+        return None
+
+    def _text(self, value: Any) -> str | None:
+        if isinstance(value, float):
+            raise ExchangeError(
+                self.name, "CCXT computes with floats here, so its digits are not the exchange's"
+            )
+        return None if value is None else str(value)
+
+
+def _is_number(value: Any) -> bool:
+    found = parse_decimal(value) if isinstance(value, (str, int)) else None
+    return isinstance(value, float) or (found is not None and found.is_finite())
+
+
+@asynccontextmanager
+async def open_exchange(settings: ExchangeSettings, **more: Any) -> AsyncIterator[CcxtExchange]:
+    """The exchange, closed at the end. more: see `CcxtExchange`."""
+    exchange = CcxtExchange(settings, **more)
+    try:
+        yield exchange
+    finally:
+        await exchange.close()
+
+
+def _client(settings: ExchangeSettings, *, streams: bool) -> Any:
+    """CCXT's object, with exact numbers."""
+    module = importlib.import_module("ccxt.pro" if streams else "ccxt.async_support")
+    found = settings.exchange_id
+    if found not in module.exchanges:
+        near = get_close_matches(found, module.exchanges, 3)
+        hint = f": perhaps {' or '.join(near)}" if near else ""
+        raise NotOffered(settings.name, f"CCXT has no exchange named {found!r}{hint}")
+    options = {**settings.constructor_options(), "number": str, "enableRateLimit": True}
+    client = exact_class(getattr(module, found))(options)
+    # At DEBUG it logs request headers, credentials among them.
+    client.logger.setLevel(logging.INFO)
+    return client

@@ -1,0 +1,191 @@
+"""CCXT without the float: classes that keep every digit, and that look at what comes back.
+
+CCXT decodes JSON numbers as floats (with orjson where it is installed), multiplies timestamps as
+floats, hands a broken answer on as text, and cuts a page with repeated rows to `limit`. Each of
+these loses or changes data; a class made here does none of them. Nothing of CCXT is patched: the
+classes are subclasses.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import cache, partial
+from typing import Any, Final, NoReturn
+
+
+@dataclass(slots=True)
+class Reply:
+    """What the last response of a request said besides its body.
+
+    status: HTTP status; None if there was no response. headers: as sent, names in lower case.
+    body: its beginning, for error messages.
+    """
+
+    status: int | None = None
+    headers: Mapping[str, str] | None = None
+    body: str = ""
+
+    def header(self, name: str) -> str | None:
+        return None if self.headers is None else self.headers.get(name)
+
+
+class BrokenAnswer(Exception):  # becomes kurisu.errors.BadAnswer at the boundary
+    """A 200 whose body is not the JSON it should be."""
+
+
+#: Body text that is kept for an error message.
+BODY_CHARACTERS: Final = 200
+_reply: ContextVar[Reply | None] = ContextVar("reply", default=None)
+
+
+def decode(text: str | bytes) -> Any:
+    """JSON with every number that has a fraction or an exponent as its own text.
+
+    Text, not Decimal: CCXT's safe_string gives None for a Decimal. Whole numbers are Python's,
+    which have no limit. NaN and Infinity, which JSON does not have, make the answer unreadable.
+    """
+    return json.loads(text, parse_float=str, parse_constant=_no_number)
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a number")
+
+
+def reply_of(error: BaseException) -> Reply | None:
+    """The response that an error of an exact class comes from."""
+    found = getattr(error, "kurisu_reply", None)
+    return found if isinstance(found, Reply) else None
+
+
+def text_number(container: Any, key: Any, default: Any = None) -> Any:
+    """What CCXT's safe_float looks up, as text."""
+    try:
+        value = container[key]
+    except (KeyError, IndexError, TypeError):
+        return default
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)) or value == "":
+        return default
+    return str(value)
+
+
+def whole(container: Any, key: Any, default: Any = None, factor: int = 1) -> Any:
+    """CCXT's safe_integer (and safe_timestamp), without going through a float.
+
+    int(float("1541390792.763") * 1000) can be a millisecond off, and nanoseconds do not fit a
+    double at all.
+    """
+    try:
+        value = container[key]
+        if type(value) is int:
+            return value * factor
+        if isinstance(value, bool):
+            return int(value) * factor
+        # `*` of Decimal rounds to 28 digits, enough for any time; int() then cuts.
+        return int(Decimal(str(value)) * factor)
+    except (ArithmeticError, KeyError, IndexError, TypeError, ValueError):
+        return default
+
+
+# To the checker CCXT's classes are Any: it ships no types.
+_CcxtClass: Any = object
+
+
+class _Exact(_CcxtClass):  # type: ignore[misc]
+    """What goes in front of a class of CCXT; see the module."""
+
+    on_json_response = staticmethod(decode)
+    safe_integer = staticmethod(whole)
+    #: Called with the Reply of every response and its decoded body (None if it has none).
+    kurisu_observer: Callable[[Reply, Any], None] | None = None
+
+    @staticmethod
+    def safe_timestamp(dictionary: Any, key: Any, default_value: Any = None) -> Any:
+        return whole(dictionary, key, default_value, 1000)
+
+    @staticmethod
+    def safe_integer_product(
+        dictionary: Any, key: Any, factor: int, default_value: Any = None
+    ) -> Any:
+        return whole(dictionary, key, default_value, factor)
+
+    def parse_ohlcv(self, *args: Any, **more: Any) -> Any:
+        row = super().parse_ohlcv(*args, **more)
+        if type(row[0]) is not int:
+            # CCXT would drop it without a word, and a page of such rows would look empty.
+            raise BrokenAnswer(f"a candle without a time: {str(args[0])[:BODY_CHARACTERS]}")
+        return row
+
+    def filter_by_symbol_since_limit(
+        self, array: Any, symbol: Any = None, *_: Any, **__: Any
+    ) -> Any:
+        # Neither `since` nor `limit`: CCXT would drop trades without a time without a word, and of
+        # a page with repeated rows it would cut off rows that are not repeated.
+        return super().filter_by_symbol_since_limit(array, symbol)
+
+    def on_rest_response(self, *args: Any) -> Any:
+        """Takes (status, reason, url, method, response headers, response body, ...)."""
+        body = super().on_rest_response(*args)
+        reply = _reply.get()
+        if reply is not None:
+            reply.status = args[0]
+            reply.headers = {name.lower(): value for name, value in args[4].items()}
+            reply.body = body[:BODY_CHARACTERS]
+        return body
+
+    async def fetch(self, *args: Any, **more: Any) -> Any:
+        reply = Reply()
+        token = _reply.set(reply)
+        answer = None
+        try:
+            answer = await super().fetch(*args, **more)
+        except Exception as error:
+            # The error travels through tasks that have a context of their own; what it comes
+            # from travels with it.
+            error.kurisu_reply = reply  # type: ignore[attr-defined]
+            raise
+        finally:
+            _reply.reset(token)
+            if self.kurisu_observer is not None and reply.status is not None:
+                self.kurisu_observer(reply, answer)
+        if not isinstance(answer, (dict, list)):
+            broken = BrokenAnswer(f"not JSON, or cut short: {reply.body!r}")
+            broken.kurisu_reply = reply  # type: ignore[attr-defined]
+            raise broken
+        return answer
+
+    def client(self, url: Any) -> Any:
+        client = super().client(url)
+        if "handle_text_or_binary_message" not in vars(client):
+            client.handle_text_or_binary_message = partial(_hand_on, client)
+        return client
+
+    def handle_ohlcv(self, client: Any, message: Any) -> None:
+        # Some of CCXT's handlers of candles (binance's, okx's) read with safe_float. It is
+        # exact only for as long as the handler runs: elsewhere floats are computed with.
+        self.safe_float = text_number
+        try:
+            super().handle_ohlcv(client, message)
+        finally:
+            del self.safe_float
+
+
+@cache
+def exact_class(base: type[Any]) -> type[Any]:
+    """A subclass of a class of ccxt.async_support or ccxt.pro that loses no digit."""
+    return type(base.__name__, (_Exact, base), {})
+
+
+def _hand_on(client: Any, data: str | bytes) -> None:
+    """CCXT's handle_text_or_binary_message, with the exact decoder."""
+    text = data.decode() if isinstance(data, bytes) and client.decompressBinary else data
+    try:
+        message = decode(text) if text[:1] in ("{", "[", b"{", b"[") else text
+    except ValueError:
+        # The connection is of no use any more: close it, and let everybody who waits know.
+        client.on_error(BrokenAnswer(f"not JSON, or cut short: {text[:BODY_CHARACTERS]!r}"))
+        return
+    client.on_message_callback(client, message)

@@ -1,0 +1,96 @@
+"""What ingest needs of an exchange. `CcxtExchange` is one; tests have one in memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import NamedTuple, Protocol
+
+from kurisu.exchange.markets import MarketListing
+from kurisu.exchange.venues import Venue
+
+
+class CandleRow(NamedTuple):
+    """One candle as the exchange sent it, open or closed.
+
+    time_ms: open time. The numbers are the exchange's own digits, as text; None where it sent
+    none (the writer lists such a row as rejected).
+    """
+
+    time_ms: int
+    open: str | None
+    high: str | None
+    low: str | None
+    close: str | None
+    volume: str | None
+
+
+class TradeRow(NamedTuple):
+    """One public trade as the exchange sent it.
+
+    time_ms: cut to milliseconds, exactly. trade_id: the exchange's; None where it gives none.
+    side: the taker's, buy or sell; None where it is not said. price, amount: the exchange's own
+    digits. cost: CCXT's cost for contracts, whose size it knows; None on spot, where it is
+    price x amount.
+    """
+
+    time_ms: int
+    trade_id: str | None
+    side: str | None
+    price: str
+    amount: str
+    cost: str | None = None
+
+
+class TradeAnswer(NamedTuple):
+    """What one request for trades gave. cursor: where the next one goes on, for cursor paging."""
+
+    rows: list[TradeRow]
+    cursor: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TradeQuery:
+    """Which trades: from an id, after a cursor, in a window of time, or (nothing set) the newest.
+
+    since_ms, until_ms: inclusive. limit: rows at most; None for the venue's own.
+    """
+
+    from_id: int | None = None
+    cursor: str | None = None
+    since_ms: int | None = None
+    until_ms: int | None = None
+    limit: int | None = None
+
+
+class Exchange(Protocol):
+    """One exchange. Every method raises ExchangeError or one of its kinds, after its retries."""
+
+    @property
+    def name(self) -> str:
+        """The exchange's part of a market's name, e.g. "binance"."""
+
+    @property
+    def venue(self) -> Venue:
+        """What is known about its paging and limits."""
+
+    @property
+    def timeframes(self) -> frozenset[str]:
+        """Names of the timeframes that it serves itself."""
+
+    async def load_markets(self, *, reload: bool = False) -> list[MarketListing]:
+        """Every market it lists, by symbol."""
+
+    async def now(self) -> datetime:
+        """The exchange's own time; never later than it really is there."""
+
+    async def fetch_candles(
+        self, symbol: str, timeframe: str, since_ms: int, limit: int
+    ) -> list[CandleRow]:
+        """One request: candles that open at `since_ms` or later, by time, perhaps repeated."""
+
+    async def fetch_trades(self, symbol: str, query: TradeQuery) -> TradeAnswer:
+        """One request: trades, in no promised order."""
+
+    async def close(self) -> None:
+        """Let go of connections."""

@@ -1,0 +1,360 @@
+"""A market's public trades, page by page, by whichever way the venue offers.
+
+Paging by `last time + 1 ms` loses trades that share a millisecond, so nothing here does: pages
+continue by id, after a cursor, or from the last time on, inclusive. A page states the stretch of
+time that is complete with it; a backfill resumes at its `until`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from decimal import ROUND_HALF_EVEN, Context, Decimal
+from typing import Final
+
+import pyarrow as pa
+
+from kurisu.domain.money import EXACT, SCALE, parse_decimal
+from kurisu.errors import BadAnswer, ExchangeError, InvalidArgument
+from kurisu.exchange.candles import PageStatus, exact_column
+from kurisu.exchange.clock import from_ms, to_ms
+from kurisu.exchange.port import Exchange, TradeQuery, TradeRow
+from kurisu.exchange.trade_ids import derived_ids
+from kurisu.exchange.venues import HOUR_MS, IdSpace, TradePaging
+
+_MS: Final = pa.timestamp("us", tz="UTC")
+_STEP: Final = Decimal(1).scaleb(-SCALE)
+_COST: Final = Context(prec=120, rounding=ROUND_HALF_EVEN)
+_NS_PER_MS: Final = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class TradePage:
+    """The trades of [since, until), complete; pages follow each other without a gap.
+
+    table: time (timestamp[us, UTC], whole milliseconds), trade_id, side (text, may be null),
+        price, amount, cost (decimal128(38, 18)). Trades at `until` itself may be there already.
+    id_space: what the ids are. missing_ids: ids that the venue skips, where it should not.
+    """
+
+    since: datetime
+    until: datetime
+    status: PageStatus
+    table: pa.Table
+    id_space: IdSpace
+    missing_ids: int = 0
+
+
+async def trade_pages(
+    exchange: Exchange,
+    symbol: str,
+    since: datetime,
+    until: datetime | None = None,
+    *,
+    grace: timedelta = timedelta(seconds=2),
+    id_space: IdSpace | None = None,
+) -> AsyncIterator[TradePage]:
+    """Every trade of [since, until), oldest first.
+
+    until: None for up to now. grace: trades younger than this may still be on their way, and are
+    left to the next call. id_space: what the market's stored trades carry; None if it has none.
+    Raises ExchangeError; pages yielded before stay valid.
+    """
+    walk = _Walk(exchange, symbol, to_ms(since), None if until is None else to_ms(until), grace,
+                 id_space)  # fmt: skip
+    ways = {
+        TradePaging.ID: walk.by_id,
+        TradePaging.CURSOR: walk.by_cursor,
+        TradePaging.TIME: walk.by_time,
+        TradePaging.NONE: walk.newest,
+    }
+    async for page in ways[exchange.venue.trade_paging]():
+        yield page
+
+
+class _Walk:
+    """One walk through a market's trades. Times are milliseconds since 1970."""
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        symbol: str,
+        since: int,
+        until: int | None,
+        grace: timedelta,
+        id_space: IdSpace | None,
+    ) -> None:
+        self._exchange = exchange
+        self._symbol = symbol
+        self._since = since
+        self._until = until
+        self._grace = grace
+        self._space = id_space
+        self._limit = exchange.venue.trade_limit
+
+    async def by_id(self) -> AsyncIterator[TradePage]:
+        """From the id of the first trade on. Venue: binance (aggregate trades)."""
+        at_id = await self._first_id()
+        at, missing = self._since, 0
+        accepted: set[int] = set()
+        while at_id is not None:
+            end = await self._end()
+            rows = [row for row in await self._ask(TradeQuery(from_id=at_id, limit=self._limit))
+                    if _id(row) >= at_id]  # fmt: skip
+            rows.sort(key=_id)
+            if self._exchange.venue.trade_ids_gapless:
+                rows, lost, hole = _consecutive(rows, at_id, accepted)
+                missing += lost
+                if hole is not None:
+                    # Rows were lost on the way, perhaps: asked for once more, from there.
+                    accepted.add(hole)
+                    if not rows:
+                        continue
+            if not rows:
+                break
+            last = rows[-1].time_ms
+            if last >= end:
+                yield self._page(at, end, (r for r in rows if at <= r.time_ms < end), missing)
+                return
+            yield self._page(at, last, (r for r in rows if r.time_ms >= at), missing)
+            at, at_id, missing = max(at, last), _id(rows[-1]) + 1, 0
+        yield self._page(at, await self._end(), [], missing)
+
+    async def by_cursor(self) -> AsyncIterator[TradePage]:
+        """After a cursor of nanoseconds. Venue: kraken."""
+        cursor = str(self._since * _NS_PER_MS - 1)
+        at, held = self._since, list[TradeRow]()
+        while True:
+            end = await self._end()
+            query = TradeQuery(cursor=cursor, limit=self._limit)
+            answer = await self._exchange.fetch_trades(self._symbol, query)
+            if not answer.rows:
+                answer = await self._exchange.fetch_trades(self._symbol, query)
+            rows = sorted([*held, *answer.rows], key=lambda row: row.time_ms)
+            last = rows[-1].time_ms if rows else at
+            if not answer.rows or last >= end:
+                yield self._page(at, end, (r for r in rows if r.time_ms < end))
+                return
+            if answer.cursor is None or answer.cursor == cursor:
+                raise BadAnswer(self._exchange.name, f"its cursor does not move on from {cursor}")
+            # The next page may go on inside the last millisecond.
+            held = [row for row in rows if row.time_ms == last]
+            yield self._page(at, last, rows[: len(rows) - len(held)])
+            at, cursor = last, answer.cursor
+
+    async def by_time(self) -> AsyncIterator[TradePage]:
+        """From the last time on, inclusive. Venue: bitfinex, and those that are not known."""
+        at = self._since
+        while True:
+            end = await self._end()
+            query = TradeQuery(since_ms=at, limit=self._limit)
+            rows = self._from(at, await self._ask(query))
+            last = rows[-1].time_ms if rows else at
+            if rows and last >= end:
+                yield self._page(at, end, (r for r in rows if r.time_ms < end))
+                return
+            if last > at:
+                # The last millisecond may be cut: it comes again, whole.
+                yield self._page(at, last, (r for r in rows if r.time_ms < last))
+                at = last
+                continue
+            if len(rows) >= self._limit:
+                raise ExchangeError(
+                    self._exchange.name,
+                    f"{len(rows)} trades of {self._symbol} or more at {from_ms(at).isoformat()}: "
+                    "they cannot be told apart by time",
+                )
+            later = await self._goes_on_after(at)
+            if later is None:
+                yield self._page(at, max(at, end), rows)
+                return
+            yield self._page(at, later, rows)
+            at = later
+
+    async def newest(self) -> AsyncIterator[TradePage]:
+        """There is no history; only the newest trades can be had. Venues: bybit, okx, ..."""
+        end = await self._end()
+        rows = self._from(self._since, await self._ask(TradeQuery(limit=self._limit)))
+        # The oldest millisecond of the answer may be cut.
+        first = rows[0].time_ms + 1 if rows else end
+        first = min(max(first, self._since), end)
+        if first > self._since:
+            yield self._page(self._since, first, [], status=PageStatus.UNAVAILABLE)
+        if first < end:
+            yield self._page(first, end, (r for r in rows if first <= r.time_ms < end))
+
+    async def _end(self) -> int:
+        """Up to when trades are asked for: all that were made by now."""
+        settled = to_ms(await self._exchange.now() - self._grace)
+        return settled if self._until is None else min(settled, self._until)
+
+    async def _ask(self, query: TradeQuery) -> list[TradeRow]:
+        """Rows without repetitions, as far as ids show them; asked twice if there are none."""
+        for _ in range(2):
+            rows = (await self._exchange.fetch_trades(self._symbol, query)).rows
+            if rows:
+                break
+        seen: set[str] = set()
+        unique = []
+        for row in rows:
+            if row.trade_id is None or row.trade_id not in seen:
+                unique.append(row)
+            if row.trade_id is not None:
+                seen.add(row.trade_id)
+        return unique
+
+    @staticmethod
+    def _from(at: int, rows: Iterable[TradeRow]) -> list[TradeRow]:
+        return sorted((row for row in rows if row.time_ms >= at), key=lambda row: row.time_ms)
+
+    async def _first_id(self) -> int | None:
+        """The id of the first trade at `since` or later; None if there is none."""
+        window = self._exchange.venue.trade_window_ms or HOUR_MS
+        rows = await self._ask(
+            TradeQuery(since_ms=self._since, until_ms=self._since + window, limit=self._limit)
+        )
+        rows = [row for row in rows if row.time_ms >= self._since]
+        if rows:
+            first = min(_id(row) for row in rows)
+            before = await self._ask(TradeQuery(from_id=max(0, first - 1), limit=1))
+            # Documentation and practice differ on whether a full window starts with its oldest
+            # rows, so the trade before has to be too early.
+            if all(_id(row) >= first or row.time_ms < self._since for row in before):
+                return first
+        return await self._search_first_id()
+
+    async def _search_first_id(self) -> int | None:
+        """The same by bisection: ids grow with time. About 35 requests for a billion trades."""
+        newest = await self._ask(TradeQuery(limit=1))
+        if not newest or max(row.time_ms for row in newest) < self._since:
+            return None
+        low, high = 0, max(_id(row) for row in newest)
+        while low < high:
+            middle = (low + high) // 2
+            rows = await self._ask(TradeQuery(from_id=middle, limit=1))
+            if not rows or min(row.time_ms for row in rows) >= self._since:
+                high = middle
+            else:
+                low = max(_id(row) for row in rows) + 1
+        return low
+
+    async def _goes_on_after(self, at: int) -> int | None:
+        """Where to go on after an answer that shows nothing new; None if that was the end.
+
+        Some venues (and CCXT for some) answer for an hour at a time: an hour without trades
+        looks like the end.
+        """
+        newest = await self._ask(TradeQuery(limit=self._limit))
+        if max((row.time_ms for row in newest), default=at) <= at:
+            return None
+        later = [row.time_ms for row in newest if row.time_ms > at]
+        if len(newest) < self._limit and min(row.time_ms for row in newest) <= at:
+            return min(later)
+        again = await self._ask(TradeQuery(since_ms=at, limit=self._limit))
+        if any(row.time_ms > at for row in again):
+            return min(row.time_ms for row in again if row.time_ms > at)
+        return min(at + (self._exchange.venue.trade_window_ms or HOUR_MS), *later)
+
+    def _page(
+        self,
+        since: int,
+        until: int,
+        rows: Iterable[TradeRow],
+        missing: int = 0,
+        status: PageStatus = PageStatus.ANSWERED,
+    ) -> TradePage:
+        found = list(rows)
+        space = self._id_space(found)
+        return TradePage(
+            from_ms(since), from_ms(max(since, until)), status, trade_table(found, space), space,
+            missing,
+        )  # fmt: skip
+
+    def _id_space(self, rows: Sequence[TradeRow]) -> IdSpace:
+        """Of the walk, which keeps to one: the first rows decide, if the caller has not."""
+        without = any(row.trade_id is None for row in rows)
+        if self._space is None and rows:
+            self._space = IdSpace.DERIVED if without else self._exchange.venue.trade_id_space
+        if without and self._space is not IdSpace.DERIVED:
+            raise BadAnswer(self._exchange.name, "some of its trades have ids and some have none")
+        return self._space or self._exchange.venue.trade_id_space
+
+
+def trade_table(rows: Sequence[TradeRow], space: IdSpace) -> pa.Table:
+    """Rows as an Arrow table, digit for digit; whole milliseconds if ids are derived."""
+    rows = sorted(rows, key=lambda row: (row.time_ms, _order(row)))
+    prices = [_number(row.price) for row in rows]
+    amounts = [_number(row.amount) for row in rows]
+    if space is IdSpace.DERIVED:
+        ids: list[str | None] = list(
+            derived_ids(
+                (row.time_ms, row.side, price, amount)
+                for row, price, amount in zip(rows, prices, amounts, strict=True)
+            )
+        )
+    else:
+        ids = [row.trade_id for row in rows]
+    costs = [
+        row.cost if row.cost is not None else str(cost_of(price, amount))
+        for row, price, amount in zip(rows, prices, amounts, strict=True)
+    ]
+    return pa.table(
+        {
+            "time": pa.array([row.time_ms * 1000 for row in rows], pa.int64()).cast(_MS),
+            "trade_id": pa.array(ids, pa.string()),
+            "side": pa.array([row.side for row in rows], pa.string()),
+            "price": exact_column([row.price for row in rows]),
+            "amount": exact_column([row.amount for row in rows]),
+            "cost": exact_column(costs),
+        }
+    )
+
+
+def cost_of(price: Decimal, amount: Decimal) -> Decimal:
+    """Price x amount, rounded half to even at the 18 digits of NUMERIC(38,18) if it has more.
+
+    Not the venue's own figure: Binance's REST rounds quoteQty to eight digits and its stream has
+    none, and one trade has one cost.
+    """
+    cost = EXACT.multiply(price, amount)
+    exponent = cost.as_tuple().exponent
+    if isinstance(exponent, int) and exponent < -SCALE:
+        return cost.quantize(_STEP, context=_COST)
+    return cost
+
+
+def _number(text: str) -> Decimal:
+    found = parse_decimal(text)
+    if found is None or not found.is_finite():
+        raise InvalidArgument(f"a trade's number is {text!r}")
+    return found
+
+
+def _id(row: TradeRow) -> int:
+    return int(row.trade_id or 0)
+
+
+def _order(row: TradeRow) -> tuple[int, str]:
+    """Numeric ids in their order, others by their text."""
+    text = row.trade_id or ""
+    return (int(text), "") if text.isdecimal() else (0, text)
+
+
+def _consecutive(
+    rows: Sequence[TradeRow], first: int, accepted: Collection[int]
+) -> tuple[list[TradeRow], int, int | None]:
+    """(rows up to a gap in the ids, ids missing in accepted gaps, first id of that gap or None).
+
+    accepted: first ids of gaps that were asked for already.
+    """
+    found: list[TradeRow] = []
+    expected, missing = first, 0
+    for row in rows:
+        if _id(row) != expected:
+            if expected not in accepted:
+                return found, missing, expected
+            missing += _id(row) - expected
+        found.append(row)
+        expected = _id(row) + 1
+    return found, missing, None

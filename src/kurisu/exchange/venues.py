@@ -1,0 +1,109 @@
+"""What is known about venues, where CCXT's own description is missing or wrong.
+
+Each value was read in CCXT 4.5.90, in the venue's documentation, or reported by users; what is
+not here is treated with suspicion (see `candles` and `trades`): paging then costs a few requests
+more, and never loses rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+#: Rows that any venue gives; used where neither this table nor CCXT knows.
+CAUTIOUS_LIMIT: Final = 100
+HOUR_MS: Final = 3_600_000
+
+
+class TradePaging(StrEnum):
+    """How the history of public trades is walked."""
+
+    ID = "id"  # from an id on
+    CURSOR = "cursor"  # after a cursor that each answer gives
+    TIME = "time"  # from a time on, inclusive; repetitions are dropped by id
+    NONE = "none"  # there is no history, only the newest trades
+
+
+class IdSpace(StrEnum):
+    """What kind of ids a market's trades carry: `markets.trade_id_space`."""
+
+    RAW = "raw"
+    AGGREGATE = "aggregate"
+    DERIVED = "derived"
+
+
+@dataclass(frozen=True, slots=True)
+class Venue:
+    """Facts about one exchange.
+
+    candle_limit: candles a request gives at most; None to go by CCXT's features.
+    candles_latest_only: `since` is not honoured beyond the newest `candle_limit` candles.
+    candles_oldest_first: a page surely starts with the oldest candle from `since` on, so that a
+        hole in front of its first row needs no second look.
+    limit_with_since: False where CCXT or the venue mistakes the two together.
+    trade_paging, trade_limit: see TradePaging.
+    trade_window_ms: longest window of one request by time; None for any.
+    trade_id_space: what the default endpoint gives.
+    trade_ids_gapless: consecutive ids, so that a jump means lost rows.
+    weight_limit: request weight per minute; None where the venue counts requests and CCXT's
+        throttle is enough.
+    """
+
+    candle_limit: int | None = None
+    candles_latest_only: bool = False
+    candles_oldest_first: bool = False
+    limit_with_since: bool = True
+    trade_paging: TradePaging = TradePaging.TIME
+    trade_limit: int = CAUTIOUS_LIMIT
+    trade_window_ms: int | None = None
+    trade_id_space: IdSpace = IdSpace.RAW
+    trade_ids_gapless: bool = False
+    weight_limit: int | None = None
+
+
+_BINANCE: Final = Venue(
+    candle_limit=1_000,
+    candles_oldest_first=True,
+    # fetch_trades asks for aggTrades, whose ids are a space of their own.
+    trade_paging=TradePaging.ID,
+    trade_limit=1_000,
+    trade_window_ms=HOUR_MS,
+    trade_id_space=IdSpace.AGGREGATE,
+    trade_ids_gapless=True,
+    weight_limit=6_000,
+)
+
+VENUES: Final[dict[str, Venue]] = {
+    "binance": _BINANCE,
+    "binanceus": _BINANCE,
+    "bitfinex": Venue(candle_limit=10_000, candles_oldest_first=True, trade_limit=10_000),
+    "kraken": Venue(
+        candle_limit=720,
+        candles_latest_only=True,
+        candles_oldest_first=True,
+        trade_paging=TradePaging.CURSOR,
+        trade_limit=1_000,
+    ),
+    "bybit": Venue(candle_limit=1_000, trade_paging=TradePaging.NONE, trade_limit=1_000),
+    "okx": Venue(candle_limit=300, trade_paging=TradePaging.NONE, trade_limit=500),
+    "htx": Venue(trade_paging=TradePaging.NONE, trade_limit=2_000),
+    "gate": Venue(
+        candle_limit=1_000,
+        limit_with_since=False,
+        trade_paging=TradePaging.NONE,
+        trade_limit=1_000,
+    ),
+    "hyperliquid": Venue(trade_paging=TradePaging.NONE),
+    "bingx": Venue(trade_paging=TradePaging.NONE),
+    "coinbase": Venue(candle_limit=300),
+    "kucoin": Venue(candle_limit=1_500),
+    "bitget": Venue(candle_limit=200),
+    # CCXT's features say 1000; the venue gives 500.
+    "mexc": Venue(candle_limit=500),
+}
+
+
+def venue_of(exchange_id: str) -> Venue:
+    """What is known about the CCXT exchange of that id."""
+    return VENUES.get(exchange_id, Venue())

@@ -1,0 +1,299 @@
+"""Paging of trades: by id, by cursor, by time; none lost, none twice."""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import timedelta
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from exchange_server import data
+from exchange_server.clock import DAY_MS
+from exchange_server.fake import FakeExchange, trade_rows
+from exchange_server.faults import Fault, Rule
+from exchange_server.server import ExchangeServer
+from exchange_server.truth import Tape, Tick
+from exchange_server.world import NOW_MS, START_MS, Opener
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kurisu.errors import BadAnswer, ExchangeError
+from kurisu.exchange.candles import PageStatus
+from kurisu.exchange.clock import from_ms
+from kurisu.exchange.port import Exchange, TradeRow
+from kurisu.exchange.trade_ids import derived_ids
+from kurisu.exchange.trades import TradePage, cost_of, trade_pages, trade_table
+from kurisu.exchange.venues import HOUR_MS, IdSpace, TradePaging, Venue
+
+GAPLESS: dict[str, Any] = {
+    "trade_paging": TradePaging.ID,
+    "trade_ids_gapless": True,
+    "trade_window_ms": HOUR_MS,
+}
+WAYS: dict[str, dict[str, Any]] = {
+    "id": GAPLESS,
+    "cursor": {"trade_paging": TradePaging.CURSOR},
+    "time": {"trade_paging": TradePaging.TIME},
+}
+PEPE = data.pepe_agg_trades()
+KRAKEN = data.kraken_xrp_trades()
+
+
+async def walk(
+    exchange: Exchange,
+    since_ms: int = START_MS,
+    until_ms: int | None = None,
+    symbol: str = "X/Y",
+    **more: Any,
+) -> list[TradePage]:
+    until = None if until_ms is None else from_ms(until_ms)
+    more = {"grace": timedelta(0), **more}
+    return [page async for page in trade_pages(exchange, symbol, from_ms(since_ms), until, **more)]
+
+
+def rows_of(pages: list[TradePage]) -> list[dict[str, Any]]:
+    return [row for page in pages for row in page.table.to_pylist()]
+
+
+def values(rows: list[dict[str, Any]]) -> list[tuple[object, ...]]:
+    return [(row["time"], row["side"], row["price"], row["amount"]) for row in rows]
+
+
+def check(pages: list[TradePage], since_ms: int, until_ms: int) -> None:
+    at = from_ms(since_ms)
+    for page in pages:
+        assert page.since == at <= page.until
+        at = page.until
+    assert at == from_ms(until_ms)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@settings(max_examples=80)
+@given(
+    seed=st.integers(0, 10**6),
+    count=st.integers(0, 200),
+    limit=st.integers(45, 90),
+    busy=st.sampled_from([0.0, 0.3, 0.7]),
+    quiet=st.sampled_from([0, HOUR_MS * 5]),
+    since=st.integers(-60_000, 60_000),
+    repeats=st.sampled_from([0.0, 0.3]),
+    lost=st.sampled_from([0.0, 0.2]),
+    hour_windows=st.booleans(),
+)
+async def test_any_walk_gives_the_truth(
+    way: str,
+    seed: int,
+    count: int,
+    limit: int,
+    busy: float,
+    quiet: int,
+    since: int,
+    repeats: float,
+    lost: float,
+    *,
+    hour_windows: bool,
+) -> None:
+    first_id = None if way == "cursor" else 1 + seed % 5
+    ticks = data.generated_ticks(
+        seed, START_MS, count, busy=busy, quiet_ms=quiet, first_id=first_id
+    )
+    now_ms = (ticks[-1].time_ms if ticks else START_MS) + 1 + seed % 100_000
+    since_ms = START_MS + since
+    exchange = FakeExchange(
+        Venue(trade_limit=limit, **WAYS[way]), now_ms, tape=Tape(ticks), seed=seed,
+        repeats=repeats, lost=lost, hour_windows=hour_windows,
+    )  # fmt: skip
+    pages = await walk(exchange, since_ms)
+    wanted = [tick for tick in ticks if tick.time_ms >= since_ms]
+    found = rows_of(pages)
+    check(pages, since_ms, max(now_ms, since_ms))
+    assert Counter(values(found)) == Counter(trade_rows(wanted))
+    assert len({(row["time"], row["trade_id"]) for row in found}) == len(wanted)
+    if first_id is not None:
+        assert [row["trade_id"] for row in found] == [str(tick.id) for tick in wanted]
+    assert not any(page.missing_ids for page in pages)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@settings(max_examples=30)
+@given(
+    seed=st.integers(0, 10**6), cut=st.integers(1, 199), limit=st.integers(45, 90),
+    first=st.integers(0, 100),
+)  # fmt: skip
+async def test_two_walks_are_one(way: str, seed: int, cut: int, limit: int, first: int) -> None:
+    """A backfill that stops and goes on at `until` ends with the same rows and ids."""
+    ticks = data.generated_ticks(
+        seed, START_MS, 200, busy=0.5, first_id=None if way == "cursor" else 7
+    )
+    exchange = FakeExchange(
+        Venue(trade_limit=limit, **WAYS[way]), ticks[-1].time_ms + 10, tape=Tape(ticks)
+    )
+    whole = rows_of(await walk(exchange))
+    middle = ticks[cut].time_ms
+    parts = rows_of(await walk(exchange, until_ms=middle))
+    assert all(row["time"] < from_ms(middle) for row in parts)
+    parts += rows_of(await walk(exchange, middle))
+    assert Counter(map(str, parts)) == Counter(map(str, whole))
+
+
+async def test_the_first_id_is_found_across_silence() -> None:
+    """Days without trades: an hour at a time would look like the end."""
+    ticks = data.generated_ticks(5, START_MS, 400, quiet_ms=9 * DAY_MS, first_id=70_000_000)
+    exchange = FakeExchange(
+        Venue(trade_limit=100, **GAPLESS), ticks[-1].time_ms + 1, tape=Tape(ticks)
+    )
+    since_ms = ticks[200].time_ms - DAY_MS
+    found = rows_of(await walk(exchange, since_ms))
+    assert [row["trade_id"] for row in found] == [str(tick.id) for tick in ticks[200:]]
+    assert exchange.requests < 50
+    assert rows_of(await walk(exchange, ticks[-1].time_ms + 1)) == []
+
+
+async def test_the_first_id_where_a_window_starts_with_its_newest_rows() -> None:
+    """CCXT's comments say so of Binance; its documentation does not."""
+    ticks = data.generated_ticks(5, START_MS, 400, busy=0.9)
+    exchange = FakeExchange(
+        Venue(trade_limit=50, **GAPLESS), ticks[-1].time_ms + 1, tape=Tape(ticks),
+        newest_of_window=True,
+    )  # fmt: skip
+    since_ms = ticks[20].time_ms
+    found = rows_of(await walk(exchange, since_ms))
+    assert values(found) == trade_rows([tick for tick in ticks if tick.time_ms >= since_ms])
+
+
+async def test_ids_that_are_really_missing_are_counted() -> None:
+    ticks = data.generated_ticks(5, START_MS, 300)
+    tape = Tape([tick for tick in ticks if tick.id not in (100, 101, 250)])
+    exchange = FakeExchange(Venue(trade_limit=100, **GAPLESS), ticks[-1].time_ms + 1, tape=tape)
+    pages = await walk(exchange)
+    assert sum(page.missing_ids for page in pages) == 3
+    assert len(rows_of(pages)) == 297
+
+
+async def test_more_trades_in_a_millisecond_than_a_page_holds() -> None:
+    ticks = [Tick(i, START_MS, Decimal(1), Decimal(1), "buy") for i in range(50)]
+    venue = Venue(trade_limit=50, trade_paging=TradePaging.TIME)
+    with pytest.raises(ExchangeError, match="cannot be told apart"):
+        await walk(FakeExchange(venue, START_MS + 10, tape=Tape(ticks)))
+
+
+@pytest.mark.parametrize("first_id", [1, None])
+async def test_a_venue_without_history(first_id: int | None) -> None:
+    ticks = data.generated_ticks(5, START_MS, 300, first_id=first_id)
+    venue = Venue(trade_limit=50, trade_paging=TradePaging.NONE)
+    exchange = FakeExchange(venue, ticks[-1].time_ms + 1, tape=Tape(ticks))
+    pages = await walk(exchange)
+    assert [page.status for page in pages] == [PageStatus.UNAVAILABLE, PageStatus.ANSWERED]
+    check(pages, START_MS, ticks[-1].time_ms + 1)
+    wanted = [tick for tick in ticks if tick.time_ms > ticks[-50].time_ms]
+    assert values(rows_of(pages)) == trade_rows(wanted)
+
+
+async def test_young_trades_wait() -> None:
+    ticks = data.generated_ticks(5, START_MS, 100)
+    exchange = FakeExchange(Venue(trade_limit=50, **GAPLESS), ticks[-1].time_ms, tape=Tape(ticks))
+    pages = await walk(exchange, grace=timedelta(seconds=5))
+    end_ms = ticks[-1].time_ms - 5_000
+    check(pages, START_MS, end_ms)
+    assert len(rows_of(pages)) == sum(tick.time_ms < end_ms for tick in ticks)
+
+
+@pytest.mark.parametrize("fault", [Fault.EMPTY, Fault.SHORT, Fault.DUPLICATE_ROWS, Fault.OVERLAP])
+@pytest.mark.parametrize("skip", [0, 2])
+async def test_spoiled_pages(
+    server: ExchangeServer, opened: Opener, fault: Fault, skip: int
+) -> None:
+    server.faults.add(Rule(fault, "aggTrades", skip=skip))
+    async with opened("binance") as exchange:
+        found = rows_of(await walk(exchange, symbol="SHIB/USDT"))
+    tape = server.binance.aggregates["SHIBUSDT"].tape.ticks
+    wanted = [tick for tick in tape if tick.time_ms < NOW_MS]
+    assert [row["trade_id"] for row in found] == [str(tick.id) for tick in wanted]
+    assert {page.weight for page in server.asked("aggTrades")} == {4}
+
+
+async def test_every_page_repeats_rows(server: ExchangeServer, opened: Opener) -> None:
+    """CCXT would cut such a page to `limit`, from its front."""
+    server.faults.add(Rule(Fault.DUPLICATE_ROWS, "aggTrades", times=99))
+    async with opened("binance") as exchange:
+        found = rows_of(await walk(exchange, symbol="SHIB/USDT"))
+    tape = server.binance.aggregates["SHIBUSDT"].tape.ticks
+    wanted = [tick for tick in tape if tick.time_ms < NOW_MS]
+    assert [row["trade_id"] for row in found] == [str(tick.id) for tick in wanted]
+
+
+@pytest.mark.skipif(PEPE is None, reason="../shared/data is not there")
+async def test_real_aggregate_trades_of_pepe(server: ExchangeServer, opened: Opener) -> None:
+    assert PEPE is not None
+    ticks = PEPE[:12_000]
+    server.binance.add(server.binance.listings["SHIBUSDT"], ticks)
+    server.clock.set(ticks[-1].time_ms + 1)
+    start = ticks[3_000].time_ms
+    async with opened("binance") as exchange:
+        pages = await walk(exchange, start, symbol="SHIB/USDT")
+    wanted = [tick for tick in ticks if tick.time_ms >= start]
+    found = rows_of(pages)
+    assert values(found) == trade_rows(wanted)
+    assert [row["trade_id"] for row in found] == [str(tick.id) for tick in wanted]
+    assert {page.id_space for page in pages} == {IdSpace.AGGREGATE}
+
+
+@pytest.mark.skipif(KRAKEN is None, reason="../shared/data is not there")
+async def test_real_trades_of_kraken(server: ExchangeServer, opened: Opener) -> None:
+    assert KRAKEN is not None
+    server.kraken.listings["XRPUSDT"].tape = Tape(list(KRAKEN[:4_500]))
+    # Kraken tells its time in whole seconds, and younger trades wait.
+    server.clock.set(KRAKEN[4_499].time_ms + 1_000)
+    async with opened("kraken") as exchange:
+        pages = await walk(exchange, KRAKEN[0].time_ms, symbol="XRP/USDT")
+    found = rows_of(pages)
+    assert Counter(values(found)) == Counter(trade_rows(KRAKEN[:4_500]))
+    assert len({row["trade_id"] for row in found}) == 4_500
+    assert {page.id_space for page in pages} == {IdSpace.DERIVED}
+
+
+async def test_ids_and_no_ids_are_not_mixed() -> None:
+    ticks = data.generated_ticks(5, START_MS, 100)
+    mixed = [tick._replace(id=None) if tick.id and tick.id > 80 else tick for tick in ticks]
+    venue = Venue(trade_limit=50, trade_paging=TradePaging.CURSOR)
+    exchange = FakeExchange(venue, ticks[-1].time_ms + 1, tape=Tape(mixed))
+    with pytest.raises(BadAnswer, match="ids"):
+        await walk(exchange)
+    # A market that holds derived ids goes on with them.
+    pages = await walk(exchange, id_space=IdSpace.DERIVED)
+    assert len({row["trade_id"] for row in rows_of(pages)}) == 100
+
+
+def test_derived_ids() -> None:
+    one = (START_MS, "buy", Decimal("1.50"), Decimal(2))
+    other = (START_MS, "sell", Decimal("1.5"), Decimal(2))
+    ids = derived_ids([one, other, one])
+    assert len(set(ids)) == 3
+    # In any order, and however a number is spelled.
+    again = derived_ids([(START_MS, "buy", Decimal("1.5"), Decimal("2.0")), one, other])
+    assert set(again) == set(ids)
+    # For ever: stored rows carry them.
+    assert ids[0] == "22c5099619391b9ad3db24ca81ef7db6"
+
+
+def test_cost_is_exact_or_rounded_once() -> None:
+    assert cost_of(Decimal("0.38556"), Decimal("9.97996")) == Decimal("3.8478733776")
+    assert cost_of(Decimal("1e-10"), Decimal("1.5e-9")) == Decimal(0)
+    assert cost_of(Decimal("3e-9"), Decimal("0.5e-9")) == Decimal("2e-18")
+    assert cost_of(Decimal(12345678901234567890), Decimal("1.000000000000000001")) == Decimal(
+        "12345678901234567902.345678901234567890"
+    )
+
+
+def test_table_of_trades() -> None:
+    table = trade_table(
+        [
+            TradeRow(START_MS, "10", "buy", "2", "3"),
+            TradeRow(START_MS, "9", None, "2", "3", "60"),
+        ],
+        IdSpace.RAW,
+    )
+    assert table["trade_id"].to_pylist() == ["9", "10"]
+    assert table["cost"].to_pylist() == [Decimal(60), Decimal(6)]
+    assert table["side"].to_pylist() == [None, "buy"]

@@ -1,0 +1,131 @@
+"""An `Exchange` in memory, with the habits of venues as switches: for properties of paging.
+
+Hundreds of walks take a second; the same walks against the server take a minute.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TypeVar
+
+from exchange_server.truth import LENGTH_MS, Bar, Series, Tape, Tick
+from kurisu.exchange.clock import from_ms
+from kurisu.exchange.markets import MarketListing
+from kurisu.exchange.port import CandleRow, TradeAnswer, TradeQuery, TradeRow
+from kurisu.exchange.venues import TradePaging, Venue
+
+R = TypeVar("R", CandleRow, TradeRow)
+
+
+@dataclass
+class FakeExchange:
+    """One market, "X/Y".
+
+    windowed: a request for candles covers `limit` timeframes, not `limit` candles.
+    newest_of_window: of such a window it gives the newest half; of a window of trades that does
+        not fit into a page, the newest.
+    repeats: share of rows that come twice. lost: share of answers that come empty at first.
+    hour_windows: a request for trades by time covers an hour.
+    """
+
+    venue: Venue
+    now_ms: int
+    series: Series = field(default_factory=Series)
+    tape: Tape = field(default_factory=Tape)
+    name: str = "fake"
+    timeframes: frozenset[str] = frozenset(LENGTH_MS)
+    windowed: bool = False
+    newest_of_window: bool = False
+    repeats: float = 0.0
+    lost: float = 0.0
+    hour_windows: bool = False
+    seed: int = 0
+    requests: int = 0
+    _lost_before: set[object] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._chance = random.Random(self.seed)
+
+    async def load_markets(self, *, reload: bool = False) -> list[MarketListing]:
+        return []
+
+    async def now(self) -> datetime:
+        return from_ms(self.now_ms)
+
+    async def close(self) -> None:
+        pass
+
+    async def fetch_candles(
+        self, symbol: str, timeframe: str, since_ms: int, limit: int
+    ) -> list[CandleRow]:
+        self.requests += 1
+        most = self.venue.candle_limit or limit
+        limit = min(limit, most)
+        length = LENGTH_MS[timeframe]
+        if self._is_lost(("candles", timeframe, since_ms)):
+            return []
+        if self.venue.candles_latest_only:
+            newest = self.series.select(timeframe, self.now_ms, None, None, most, newest=True)
+            bars = [bar for bar in newest if bar.open_ms >= since_ms]
+        else:
+            until = since_ms + limit * length - 1 if self.windowed else None
+            bars = self.series.select(timeframe, self.now_ms, since_ms, until, limit)
+            if self.newest_of_window and len(bars) > 2 and limit == most:
+                bars = bars[len(bars) // 2 :]
+        return self._repeated([CandleRow(bar.open_ms, *map(str, bar[1:])) for bar in bars])
+
+    async def fetch_trades(self, symbol: str, query: TradeQuery) -> TradeAnswer:
+        self.requests += 1
+        limit = min(query.limit or self.venue.trade_limit, self.venue.trade_limit)
+        if self._is_lost(("trades", query)):
+            return TradeAnswer([])
+        if query.from_id is not None:
+            found: Sequence[Tick] = self.tape.from_id(self.now_ms, query.from_id, limit)
+        elif query.cursor is not None:
+            after = int(query.cursor)
+            found = [t for t in self.tape.visible(self.now_ms) if t.time_ns > after][:limit]
+        elif query.since_ms is not None:
+            until = query.until_ms
+            if self.hour_windows:
+                until = query.since_ms + 3_600_000
+            found = self.tape.since(self.now_ms, query.since_ms, until, limit)
+            if self.newest_of_window and until is not None:
+                found = self.tape.since(self.now_ms, query.since_ms, until, 10**9)[-limit:]
+        else:
+            found = self.tape.visible(self.now_ms)[-limit:]
+        rows = [trade_row(tick) for tick in found]
+        if self.venue.trade_paging is not TradePaging.CURSOR:
+            # Repetitions of trades without ids cannot be told from trades.
+            rows = self._repeated(rows)
+        return TradeAnswer(rows, str(found[-1].time_ns) if found else None)
+
+    def _is_lost(self, question: object) -> bool:
+        """An answer is lost once at most: the second time the same question is answered."""
+        if question in self._lost_before or self._chance.random() >= self.lost:
+            return False
+        self._lost_before.add(question)
+        return True
+
+    def _repeated(self, rows: list[R]) -> list[R]:
+        if not self.repeats:
+            return rows
+        return [row for row in rows for _ in range(1 + (self._chance.random() < self.repeats))]
+
+
+def trade_row(tick: Tick) -> TradeRow:
+    """The tick as an exchange sends it."""
+    found = None if tick.id is None else str(tick.id)
+    return TradeRow(tick.time_ms, found, tick.side, str(tick.price), str(tick.amount))
+
+
+def candle_rows(bars: Sequence[Bar]) -> list[tuple[object, ...]]:
+    """The truth as a candle table shows it."""
+    return [(from_ms(bar.open_ms), *bar[1:]) for bar in bars]
+
+
+def trade_rows(ticks: Sequence[Tick]) -> list[tuple[object, ...]]:
+    """The truth as a trade table shows it, without ids and cost."""
+    return [(from_ms(t.time_ms), t.side, t.price, t.amount) for t in ticks]
