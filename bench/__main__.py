@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import os
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -49,47 +48,49 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 async def _run(given: argparse.Namespace, url: str | None) -> None:
     engines: dict[str, list[Figure]] = {}
-    if not given.no_embedded:
-        with (
-            tempfile.TemporaryDirectory(prefix="kurisu-bench-") as folder,
-            embedded(Path(folder)) as (own, psql),
-        ):
-            async with scratch(own, psql) as bench:
-                await _measure(bench, given, engines, " (embedded)")
-    if url:
-        async with scratch(url, psql_of_path()) as bench:
-            await _measure(bench, given, engines, "")
-    if given.json:
-        print(report.as_json(engines))
+    try:
+        if not given.no_embedded:
+            with (
+                tempfile.TemporaryDirectory(prefix="kurisu-bench-") as folder,
+                embedded(Path(folder)) as (own, psql),
+            ):
+                async with scratch(own, psql) as bench:
+                    await _measure(bench, given, engines, " (embedded)")
+        if url:
+            async with scratch(url, psql_of_path()) as bench:
+                await _measure(bench, given, engines, "")
+    finally:
+        if given.json:
+            print(report.as_json(engines))
 
 
 async def _measure(
     bench: Bench, given: argparse.Namespace, engines: dict[str, list[Figure]], where: str
 ) -> None:
     rows = MONTH if given.quick else YEAR
-    figures: list[Figure] = []
-    for part in given.only or PARTS:
-        async with _progress(f"{bench.name}{where}: {part}"):
-            match part:
-                case "write":
-                    figures += await writes.measure(bench, rows, given.pairs)
-                case "read":
-                    figures += await reads.measure(bench, rows, given.pairs)
-                case "latest":
-                    each = QUICK_LATEST_ROWS if given.quick else LATEST_ROWS
-                    figures += await latest.measure(bench, each, given.pairs)
-                case "size":
-                    figures += await sizes.measure(bench, MONTH)
     name = f"{bench.name}{where}, {rows:,} candles"
-    engines[name] = figures
-    if not given.json:
-        report.print_table(name, figures)
+    figures = engines[name] = []
+    try:
+        await _parts(bench, given, rows, figures)
+    finally:
+        # What has been measured is printed, also where something broke off the rest.
+        if figures and not given.json:
+            report.print_table(name, figures)
 
 
-@contextlib.asynccontextmanager
-async def _progress(what: str) -> AsyncIterator[None]:
-    print(f"{what} ...", file=sys.stderr, flush=True)
-    yield
+async def _parts(bench: Bench, given: argparse.Namespace, rows: int, figures: list[Figure]) -> None:
+    for part in given.only or PARTS:
+        print(f"{bench.name}: {part} ...", file=sys.stderr, flush=True)
+        match part:
+            case "write":
+                figures += await writes.measure(bench, rows, given.pairs)
+            case "read":
+                figures += await reads.measure(bench, rows, given.pairs)
+            case "latest":
+                each = QUICK_LATEST_ROWS if given.quick else LATEST_ROWS
+                figures += await latest.measure(bench, each, given.pairs)
+            case "size":
+                figures += await sizes.measure(bench, MONTH)
 
 
 if __name__ == "__main__":

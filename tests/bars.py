@@ -99,7 +99,7 @@ def candle(time: datetime, seed: int = 0) -> Candle:
     scale = rng.choice((0, 2, 8, 12, 18))
 
     def number() -> Decimal:
-        return Decimal(rng.randrange(1, 10**rng.choice((3, 9, 15)))).scaleb(-scale)
+        return Decimal(rng.randrange(1, 10 ** rng.choice((3, 9, 15)))).scaleb(-scale)
 
     prices = sorted(number() for _ in range(4))
     opened, closed = rng.sample(prices[1:3], 2)

@@ -37,7 +37,9 @@ def test_a_name_is_written_as_it_is_read(text: str) -> None:
     assert MarketName.of(exchange, symbol) == MarketName.parse(text)
 
 
-@pytest.mark.parametrize("symbol", ["BTCUSDT", "BTC-USDT", "BTC/", "/USDT", "BTC/USDT:", "", "A/B/C"])
+@pytest.mark.parametrize(
+    "symbol", ["BTCUSDT", "BTC-USDT", "BTC/", "/USDT", "BTC/USDT:", "", "A/B/C"]
+)
 def test_what_is_no_unified_symbol_is_refused_with_an_example(symbol: str) -> None:
     with pytest.raises(InvalidArgument, match="BASE/QUOTE, e.g. 'BTC/USDT'"):
         MarketName.of("binance", symbol)

@@ -100,7 +100,7 @@ def test_trades_that_are_refused_name_the_rule(field: str, value: object, rule: 
     ("changes", "rule"),
     [
         ({"price": 1.5}, "number_is_decimal"),
-        ({"time": datetime(2026, 1, 1)}, "time_is_aware"),  # noqa: DTZ001
+        ({"time": datetime(2026, 1, 1)}, "time_is_aware"),
         ({"fees": (Fee("B", Decimal(1)), Fee("A", Decimal(1)))}, "fees_combined"),
         ({"fees": (Fee("A", Decimal("inf")),)}, "not_finite"),
     ],

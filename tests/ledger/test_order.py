@@ -99,7 +99,7 @@ def test_only_we_say_pending() -> None:
         ({"price": None}, "limit_has_price"),
         ({"price": Decimal("1e-19")}, "too_many_fraction_digits"),
         ({"type": OrderType.STOP_LOSS}, "stop_has_stop_price"),
-        ({"created_at": datetime(2026, 1, 1)}, "time_is_aware"),  # noqa: DTZ001
+        ({"created_at": datetime(2026, 1, 1)}, "time_is_aware"),
     ],
 )
 def test_orders_that_cannot_be(changes: dict[str, Any], rule: str) -> None:

@@ -13,7 +13,7 @@ from engines import EDITIONS, Servers, edition, execute
 from rows import coverage, rollup, stored
 
 from kurisu.domain.candle import Candle
-from kurisu.store import layout
+from kurisu.store import layout, rollups
 from kurisu.store.engine import Edition
 from kurisu.store.markets import Market
 from kurisu.store.store import Store, open_store, upgrade
@@ -145,7 +145,7 @@ async def test_a_conversion_that_was_killed_is_finished_by_the_next(
         if step == 0:
             patch.setattr(layout, "_enable_compression", killing)
         elif step == 1:
-            patch.setattr(layout.rollups, "refresh_pending", killing)
+            patch.setattr(rollups, "refresh_pending", killing)
         else:
             patch.setattr(layout, "_relkind", killing_after(step, layout._relkind))
         with pytest.raises(Killed):

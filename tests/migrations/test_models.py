@@ -45,7 +45,8 @@ async def constraint_names(store: Store, kind: str) -> dict[str, set[str]]:
         store,
         "SELECT r.relname::text, c.conname::text FROM pg_constraint c "
         "JOIN pg_class r ON r.oid = c.conrelid "
-        "WHERE r.relnamespace = 'public'::regnamespace AND c.contype = CAST(:kind AS text)::\"char\"",
+        "WHERE r.relnamespace = 'public'::regnamespace "
+        'AND c.contype = CAST(:kind AS text)::"char"',
         kind=kind,
     )
     found: dict[str, set[str]] = {}

@@ -128,8 +128,9 @@ async def test_candles_without_a_database_function_survive_the_way_back_to_plain
     assert await fetch(store, "SELECT * FROM trades ORDER BY time") == trades
     await migrate_to(store, "0001", down=True)
     assert await stored(store, market) == CANDLES
-    (row,) = await fetch(store, "SELECT relkind::text, count(*) OVER () FROM pg_class "
-                                "WHERE oid = 'ohlcv'::regclass")
+    (row,) = await fetch(
+        store, "SELECT relkind::text, count(*) OVER () FROM pg_class WHERE oid = 'ohlcv'::regclass"
+    )
     assert row == ("r", 1)
 
 

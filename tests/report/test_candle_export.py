@@ -48,7 +48,7 @@ def test_every_decimal_is_spelled_as_money_spells_it(values: list[Decimal]) -> N
     assert plain_text(column[1:]).to_pylist() == expected[1:]
 
 
-@given(st.datetimes(datetime(1970, 1, 1), datetime(2999, 1, 1)))  # noqa: DTZ001  # made UTC below
+@given(st.datetimes(datetime(1970, 1, 1), datetime(2999, 1, 1)))  # made UTC below
 def test_times_are_iso_in_utc(moment: datetime) -> None:
     moment = moment.replace(microsecond=0, tzinfo=UTC)
     column = pa.array([moment], pa.timestamp("us", "UTC"))

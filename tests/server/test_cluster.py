@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import asyncpg  # type: ignore[import-untyped]
+import asyncpg
 import platformdirs
 import pytest
 from sqlalchemy import text
@@ -175,7 +175,7 @@ def test_start_twice_stop_twice_and_the_data_stays(home: Path) -> None:
     assert status.log.exists()
     fetch(server.url, "CREATE TABLE kept AS SELECT 42 AS answer")
     version = str(fetch(server.url, "SHOW server_version"))
-    assert version.split()[0] == status.version
+    assert version.split(maxsplit=1)[0] == status.version
 
     assert server.stop()
     assert not server.stop()

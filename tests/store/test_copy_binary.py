@@ -23,8 +23,8 @@ from kurisu.store.copy_binary import (
     encode,
     encode_batches,
     encode_stream,
-    inline_arguments,
 )
+from kurisu.store.literals import inline_arguments
 
 Columns = Sequence[tuple[str, ColumnKind]]
 Row = Sequence[Any]
@@ -155,7 +155,11 @@ def candle(minute: int, *numbers: str) -> Row:
 
 # Strategies.
 
-times = st.datetimes(dt.datetime(1, 1, 1), dt.datetime(9999, 12, 31), timezones=st.just(dt.UTC))
+times = st.datetimes(
+    dt.datetime(1, 1, 1),  # Hypothesis wants naive bounds
+    dt.datetime(9999, 12, 31),
+    timezones=st.just(dt.UTC),
+)
 units = st.one_of(
     st.integers(-(10**38) + 1, 10**38 - 1),
     st.builds(
@@ -400,7 +404,7 @@ def test_batches_are_bounded_and_streamed() -> None:
 )
 def test_other_types_are_not_encoded(data_type: pa.DataType) -> None:
     table = pa.table({"x": pa.array([], data_type)})
-    with pytest.raises(ValueError, match="Column 'x' of .* has no binary COPY encoding"):
+    with pytest.raises(ValueError, match=r"Column 'x' of .* has no binary COPY encoding"):
         encode(table)
 
 
@@ -418,8 +422,8 @@ class FakeConnection:
         query: str,
         *,
         output: Callable[[bytes], Awaitable[None]],
-        format: str,
-        timeout: float | None,
+        format: str,  # noqa: A002  # asyncpg's names
+        timeout: float | None,  # noqa: ASYNC109
     ) -> str:
         assert (format, timeout) == ("binary", None)
         self.query = query
@@ -506,7 +510,7 @@ def test_placeholders_are_replaced_only_where_they_are_ones() -> None:
         ("SELECT $0", [1], r"has \$0, but 1 arguments"),
         ("SELECT $1", [1, 2], r"has no \$2, but 2 arguments"),
         ("SELECT '$1'", [1], r"has no \$1, but 1 arguments"),
-        ("SELECT $1", [dt.datetime(2024, 1, 1)], "no time zone"),
+        ("SELECT $1", [dt.datetime(2024, 1, 1)], "no time zone"),  # the point
         ("SELECT $1", [2**63], "does not fit int8"),
         ("SELECT $1", [Decimal("NaN")], "not a finite number"),
         ("SELECT $1", ["a\0b"], "NUL character"),

@@ -85,7 +85,8 @@ class WasmServer:
         process, self._process = self._process, None
         if process is None:
             return
-        assert process.stdin is not None and process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
         with suppress(BrokenPipeError):  # It has ended already, with a command unread.
             process.stdin.close()
         try:
@@ -122,7 +123,8 @@ class WasmServer:
 
     def _command(self, line: str) -> None:
         self._running_port()
-        assert self._process is not None and self._process.stdin is not None
+        assert self._process is not None
+        assert self._process.stdin is not None
         try:
             self._process.stdin.write(f"{line}\n".encode())
             self._process.stdin.flush()
@@ -134,7 +136,8 @@ class WasmServer:
 
     def _answer(self, timeout_s: float) -> dict[str, object]:
         """The next line of the bridge's standard output, which is always a JSON object."""
-        assert self._process is not None and self._process.stdout is not None
+        assert self._process is not None
+        assert self._process.stdout is not None
         descriptor = self._process.stdout.fileno()
         deadline = time.monotonic() + timeout_s
         while b"\n" not in self._unread:

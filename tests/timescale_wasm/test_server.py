@@ -391,7 +391,7 @@ class TestCopy:
     @pytest.mark.asyncio
     async def test_inside_a_transaction(self, connection: Connection) -> None:
         await connection.execute("CREATE TABLE t (a int)")
-        with pytest.raises(RuntimeError, match="changed my mind"):
+        with pytest.raises(RuntimeError, match="changed my mind"):  # noqa: PT012  # what rolls back
             async with connection.transaction():
                 await copy_in(connection, "t", b"1\n")
                 assert connection.is_in_transaction()
@@ -474,8 +474,8 @@ class TestCopy:
 
     @pytest.mark.asyncio
     async def test_an_error_during_copy_out(self, connection: Connection) -> None:
+        query = "SELECT 1 / (500 - g) FROM generate_series(1, 1000) g"
         with pytest.raises(asyncpg.DivisionByZeroError):
-            query = "SELECT 1 / (500 - g) FROM generate_series(1, 1000) g"
             await self.copy_out(connection, query)
         assert await connection.fetchval("SELECT 1") == 1
 

@@ -128,7 +128,7 @@ def clean(rows: Any, frame: Timeframe, now: datetime) -> CleanCandles:
     without it rows count from 1. Columns beyond those are ignored.
     Raises InvalidArgument if a column is missing or of a kind that cannot be exact.
     """
-    table = as_table(rows)
+    table = _without_views(as_table(rows))
     missing = [name for name in COLUMNS if name not in table.column_names]
     if missing:
         raise InvalidArgument(
@@ -151,6 +151,15 @@ def clean(rows: Any, frame: Timeframe, now: datetime) -> CleanCandles:
     return result
 
 
+def _without_views(table: pa.Table) -> pa.Table:
+    """`table` with plain strings for string views, which polars exports and few kernels take."""
+    for index, name in enumerate(table.column_names):
+        column = table.column(index)
+        if pa.types.is_string_view(column.type):
+            table = table.set_column(index, name, column.cast(pa.large_string()))
+    return table
+
+
 class _Rejector:
     """Remembers which rows are out and why; the first rule that a row breaks counts."""
 
@@ -164,12 +173,20 @@ class _Rejector:
         """Every row of `mask` breaks `rule` in `column`."""
         broken = np.flatnonzero(mask & ~self.rejected)
         self.rejected[broken] = True
-        values = self._table.column(column).take(pa.array(broken)).to_pylist()
+        values = _values(self._table.column(column).take(pa.array(broken)))
         for index, value in zip(broken.tolist(), values, strict=True):
             self._found[index] = Reject(int(self._numbers[index]), rule, _spelled(value), column)
 
     def sorted(self) -> list[Reject]:
         return [self._found[index] for index in sorted(self._found)]
+
+
+def _values(column: pa.ChunkedArray) -> list[Any]:
+    try:
+        values: list[Any] = column.to_pylist()
+    except (OverflowError, ValueError):  # times beyond the calendar: as they stand there
+        values = column.cast(pa.int64()).to_pylist()
+    return values
 
 
 def _spelled(value: Any) -> str:
@@ -187,6 +204,12 @@ def _flat(column: pa.ChunkedArray) -> pa.Array:
     return pa.array([], column.type) if isinstance(array, pa.ChunkedArray) else array
 
 
+_PER_SECOND: Final = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
+# The years 1 to 9999, which datetime has.
+_FIRST_SECOND: Final = -62_135_596_800
+_LAST_SECOND: Final = 253_402_300_799
+
+
 def _time_column(column: pa.ChunkedArray, rejector: _Rejector) -> pa.Array:
     kind = column.type
     if not pa.types.is_timestamp(kind) or kind.tz is None:
@@ -198,6 +221,11 @@ def _time_column(column: pa.ChunkedArray, rejector: _Rejector) -> pa.Array:
     if array.null_count:
         rejector.add(np.asarray(array.is_null()), Rule.MISSING_VALUE, "time")
         array = array.fill_null(pa.scalar(0, pa.int64()).cast(kind))
+    seconds = array.cast(pa.int64()).to_numpy() // _PER_SECOND[kind.unit]
+    beyond = (seconds < _FIRST_SECOND) | (seconds > _LAST_SECOND)
+    if beyond.any():  # e.g. nanoseconds taken for microseconds
+        rejector.add(beyond, Rule.TIME_NOT_READABLE, "time")
+        array = pc.if_else(pa.array(beyond), pa.scalar(0, pa.int64()).cast(kind), array)
     try:
         return array.cast(TIME)
     except pa.ArrowInvalid:  # nanoseconds that are not whole microseconds

@@ -45,15 +45,18 @@ SELECT min(time) AS first, max(time) AS last FROM ohlcv
    AND time >= CAST(:since AS timestamptz) AND time < CAST(:until AS timestamptz)
 """
 
-# Holes between neighbouring candles. Parameters: market_id, timeframe, since, until, length (an
-# interval: of a bar). Columns: since (close of the candle before), until (open of the one after).
+# Holes between neighbouring candles. Months are added in UTC, whatever the session's time zone is.
+# Parameters: market_id, timeframe, since, until, length (an interval: of a bar). Columns: since
+# (close of the candle before), until (open of the one after).
 HOLES: Final = """
-SELECT time + CAST(CAST(:length AS text) AS interval) AS since, next AS until
-  FROM (SELECT time, lead(time) OVER (ORDER BY time) AS next FROM ohlcv
+SELECT close AS since, next AS until
+  FROM (SELECT (time AT TIME ZONE 'UTC' + CAST(CAST(:length AS text) AS interval))
+                   AT TIME ZONE 'UTC' AS close,
+               lead(time) OVER (ORDER BY time) AS next FROM ohlcv
          WHERE market_id = :market_id AND timeframe = :timeframe
            AND time >= CAST(:since AS timestamptz) AND time < CAST(:until AS timestamptz)) c
- WHERE next > time + CAST(CAST(:length AS text) AS interval)
- ORDER BY time
+ WHERE next > close
+ ORDER BY close
 """
 
 # First and last bar of some markets, whatever they are made from. Parameters: market_ids, names

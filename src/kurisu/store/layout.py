@@ -13,7 +13,7 @@ from typing import Final
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from kurisu.domain.timeframe import ROLLUPS, Timeframe
+from kurisu.domain.timeframe import ROLLUPS
 from kurisu.errors import DatabaseError, MigrationNeeded
 from kurisu.store import rollups
 from kurisu.store.connect import autocommit, transaction
@@ -158,6 +158,7 @@ async def converge(database: AsyncEngine, engine: Engine) -> list[str]:
             done += await _make_hypertable(connection, relation)
         if engine.is_community:
             done += await _create_rollups(connection)
+            await _notice_copies(connection)
             for relation in HYPERTABLES:
                 done += await _enable_compression(connection, relation)
     if engine.is_community:
@@ -237,6 +238,54 @@ async def _create_rollups(connection: AsyncConnection) -> list[str]:
     return done
 
 
+# Since 2.23 TimescaleDB does not notice what COPY puts into a hypertable that has a statement
+# trigger with a transition table (ours for the reference to markets): nothing would ever bring the
+# bars of those candles up to date. Of what it does notice it keeps the range from the earliest to
+# the latest change in each chunk, so that an update to what they are is enough for the first and
+# the last candle of a day: chunks are of whole days.
+COPIED: Final = (
+    """
+    CREATE OR REPLACE FUNCTION kurisu_rollup_copied() RETURNS trigger LANGUAGE plpgsql AS $$
+    DECLARE
+        edge record;
+    BEGIN
+        -- A plain INSERT is noticed. (pg_stat_progress_copy cannot tell: making a chunk clears it.)
+        IF current_query() ~* '^\\s*insert' AND current_query() !~* '\\mcopy\\M' THEN
+            RETURN NULL;
+        END IF;
+        FOR edge IN
+            SELECT market_id, array_agg(lo) || array_agg(hi) AS times, min(lo) AS lo, max(hi) AS hi
+              FROM (SELECT market_id, min(time) AS lo, max(time) AS hi
+                      FROM changed WHERE timeframe = '1m'
+                     GROUP BY market_id, date_bin('1 day', time, '1970-01-01 00:00:00+00')) d
+             GROUP BY market_id
+        LOOP
+            UPDATE ohlcv SET volume = volume
+             WHERE market_id = edge.market_id AND timeframe = '1m' AND time = ANY(edge.times)
+               AND time >= edge.lo AND time <= edge.hi;
+        END LOOP;
+        RETURN NULL;
+    END $$
+    """,
+    """
+    CREATE TRIGGER kurisu_rollup_copied AFTER INSERT ON ohlcv
+        REFERENCING NEW TABLE AS changed
+        FOR EACH STATEMENT EXECUTE FUNCTION kurisu_rollup_copied()
+    """,
+)
+
+
+async def _notice_copies(connection: AsyncConnection) -> None:
+    if not await connection.scalar(
+        text(
+            "SELECT count(*) FROM pg_trigger WHERE tgname = 'kurisu_rollup_copied' "
+            "AND tgrelid = CAST('ohlcv' AS regclass)"
+        )
+    ):
+        for statement in COPIED:
+            await connection.exec_driver_sql(statement)
+
+
 # Aggregates with a refresh policy. Columns: view.
 REFRESHED: Final = """
 SELECT c.view_name AS view
@@ -248,8 +297,18 @@ SELECT c.view_name AS view
 """
 
 
+# Whether a policy can be told how to work (since 2.19).
+KNOWS_BATCHES: Final = """
+SELECT bool_or('buckets_per_batch' = ANY(proargnames)) FROM pg_proc
+ WHERE proname = 'add_continuous_aggregate_policy'
+"""
+
+
 async def _add_refresh_policies(connection: AsyncConnection) -> list[str]:
     refreshed = set(await connection.scalars(text(REFRESHED)))
+    # In one piece: by default (since 2.20) a policy works in batches, the newest first, and the
+    # first one moves the watermark; until the last, readers would miss every bar in between.
+    batches = ", buckets_per_batch => 0" if await connection.scalar(text(KNOWS_BATCHES)) else ""
     done = []
     for frame in ROLLUPS:
         relation = f"ohlcv_{frame.name}"
@@ -261,7 +320,7 @@ async def _add_refresh_policies(connection: AsyncConnection) -> list[str]:
                 f"SELECT add_continuous_aggregate_policy('{relation}', "
                 f"start_offset => INTERVAL '{policy.start_offset}', "
                 f"end_offset => INTERVAL '{policy.end_offset}', "
-                f"schedule_interval => INTERVAL '{policy.schedule}')"
+                f"schedule_interval => INTERVAL '{policy.schedule}'{batches})"
             )
         )
         done.append(f"{relation} is refreshed every {policy.schedule} now")
@@ -284,40 +343,6 @@ async def _enable_compression(connection: AsyncConnection, relation: str) -> lis
         f"timescaledb.compress_orderby = '{ORDER_BY[relation]}')"
     )
     return [f"{relation} compresses its old chunks now"]
-
-
-# An aggregate whose newest stored bar lies above its watermark. Parameters: name (qualified).
-# Columns: id.
-HIDDEN: Final = """
-SELECT h.id FROM _timescaledb_catalog.hypertable h
- WHERE format('%I.%I', h.schema_name, h.table_name) = :name
-   AND _timescaledb_functions.cagg_watermark(h.id)
-       < _timescaledb_functions.cagg_watermark_materialized(h.id)
-"""
-
-
-async def _show(database: AsyncEngine, frame: Timeframe) -> None:
-    """Make stored bars visible that lie above the watermark, where candles are read instead.
-
-    Every candle that is there lies in a bar that was refreshed, or in one that is still open and
-    later than all of these.
-    """
-    async with transaction(database) as connection:
-        table = await materialization(connection, frame.name)
-        if await connection.scalar(text(HIDDEN), {"name": table}) is None:
-            return
-        # A refresh moves the watermark behind the newest bar, but only if it changed something:
-        # it is given a bar of no market to remove.
-        await connection.execute(
-            text(
-                f"INSERT INTO {table} (time, market_id, open, high, low, close, volume, bars) "
-                "VALUES (:time, 0, 0, 0, 0, 0, 0, 0) ON CONFLICT DO NOTHING"
-            ),
-            {"time": frame.origin},
-        )
-    async with autocommit(database) as connection:
-        removed = rollups.Range(frame.origin, frame.close_time(frame.origin))
-        await rollups.refresh(connection, frame, removed)
 
 
 async def _restore_expired_bars(database: AsyncEngine) -> list[str]:
@@ -353,7 +378,10 @@ async def _restore_expired_bars(database: AsyncEngine) -> list[str]:
             )
             if moved.rowcount:
                 done.append(f"ohlcv_{frame.name}: kept {moved.rowcount} bars of dropped candles")
-        await _show(database, frame)
+        async with autocommit(database) as connection:
+            # Every candle that is there lies in a bar that was refreshed, or in one that is still
+            # open and later than all of these.
+            await rollups.show(connection, frame)
         async with transaction(database) as connection:
             await _alone(connection)
             await connection.execute(text(f"DROP TABLE IF EXISTS {before}"))

@@ -24,6 +24,11 @@ DEFAULT_COMPRESS: Final = {"ohlcv": "7 days", "trades": "3 days"}
 _DURATION: Final = re.compile(
     r"\s*(\d{1,6})\s*(minute|hour|day|week|month|mon|year)s?\s*", re.IGNORECASE
 )
+#: PostgreSQL's calendar ends 6,700 years back, and with it every query that looks for older rows.
+LONGEST_YEARS: Final = 1_000
+_PER_YEAR: Final = {
+    "minute": 525_600, "hour": 8_760, "day": 365, "week": 52, "month": 12, "year": 1,
+}  # fmt: skip
 #: A policy that is moved back for an import gets this much more, so that the rows do not begin
 #: to expire the next day.
 MARGIN: Final = "1 year"
@@ -101,6 +106,10 @@ def parse_duration(given: str) -> str | None:
             f"{given!r} is not a duration: write e.g. '30 days', '18 months', '5 years', or 'off'."
         )
     unit = {"mon": "month"}.get(match[2].lower(), match[2].lower())
+    if int(match[1]) > LONGEST_YEARS * _PER_YEAR[unit]:
+        raise InvalidArgument(
+            f"{given!r} is longer than {LONGEST_YEARS:,} years; 'off' keeps rows for ever."
+        )
     return f"{int(match[1])} {unit}{'' if int(match[1]) == 1 else 's'}"
 
 

@@ -105,6 +105,15 @@ SELECT max(n.time) AS time
  WHERE s.timeframe = '1m'
 """
 
+# An aggregate whose newest stored bar lies above its watermark. Parameters: name (qualified).
+# Columns: id.
+HIDDEN: Final = """
+SELECT h.id FROM _timescaledb_catalog.hypertable h
+ WHERE format('%I.%I', h.schema_name, h.table_name) = :name
+   AND _timescaledb_functions.cagg_watermark(h.id)
+       < _timescaledb_functions.cagg_watermark_materialized(h.id)
+"""
+
 # Bars of the lowest level from the candles that are there, written as a trigger would write them:
 # one that has more candles inside than are there stays as it is. Parameters: since, until (whole
 # bars), and the table behind the aggregate.
@@ -189,8 +198,7 @@ async def refresh_pending(database: AsyncEngine) -> list[Range]:
                 await connection.execute(text("SELECT id, since, until FROM rollup_pending"))
             ).all()
             ranges = merge([Range(row.since, row.until) for row in rows], MERGE_WITHIN)
-            if ranges:
-                await _refresh(connection, ranges)
+            if ranges and await _refresh(connection, ranges):
                 await connection.execute(
                     text("DELETE FROM rollup_pending WHERE id = ANY(:ids)"),
                     {"ids": [row.id for row in rows]},
@@ -200,10 +208,12 @@ async def refresh_pending(database: AsyncEngine) -> list[Range]:
             await connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": REFRESH_LOCK})
 
 
-async def _refresh(connection: AsyncConnection, ranges: Sequence[Range]) -> None:
+async def _refresh(connection: AsyncConnection, ranges: Sequence[Range]) -> bool:
+    """False if a background refresh was in the way; then there is something left to do."""
     bounds = (await connection.execute(text(BOUNDS))).one()
     if bounds.oldest_chunk is None:
-        return
+        return True
+    done = True
     for frame in ROLLUPS:
         watermark = (await watermarks(connection))[frame.name]
         for found in ranges:
@@ -221,7 +231,8 @@ async def _refresh(connection: AsyncConnection, ranges: Sequence[Range]) -> None
             if frame is ROLLUPS[0] and bounds.horizon is not None:
                 wanted = await _keep(connection, wanted, frame, bounds.horizon)
             if wanted.since < wanted.until:
-                await refresh(connection, frame, wanted)
+                done = await refresh(connection, frame, wanted) and done
+    return done
 
 
 async def _keep(
@@ -240,28 +251,86 @@ async def _keep(
         text(KEEP.format(table=table, length=frame.seconds)),
         {"since": wanted.since, "until": edge},
     )
+    await show(connection, frame)
     return Range(edge, wanted.until)
 
 
-async def refresh(connection: AsyncConnection, frame: Timeframe, part: Range) -> None:
-    """CALL refresh_continuous_aggregate, again if a background refresh is in the way."""
+async def show(connection: AsyncConnection, frame: Timeframe) -> None:
+    """Make stored bars visible that lie above the watermark, where candles are read instead.
+
+    Every candle up to the newest stored bar has to be in a stored bar. The connection is outside
+    a transaction.
+    """
+    table = await materialization(connection, frame.name)
+    if await connection.scalar(text(HIDDEN), {"name": table}) is None:
+        return
+    # A refresh moves the watermark behind the newest bar, but only if it changed something: it is
+    # given a bar of no market to remove.
+    await connection.execute(
+        text(
+            f"INSERT INTO {table} (time, market_id, open, high, low, close, volume, bars) "
+            "VALUES (:time, 0, 0, 0, 0, 0, 0, 0) ON CONFLICT DO NOTHING"
+        ),
+        {"time": frame.origin},
+    )
+    removed = Range(frame.origin, frame.close_time(frame.origin))
+    # By force: where it has been refreshed before, nothing has changed that TimescaleDB knows of.
+    await refresh(connection, frame, removed, force=True)
+
+
+# Whether a refresh that somebody else has begun still has to store bars of a range. Parameters:
+# view, since, until. Columns: pending.
+IN_FLIGHT: Final = """
+SELECT count(*) > 0 AS pending
+  FROM _timescaledb_catalog.continuous_aggs_materialization_ranges r
+  JOIN _timescaledb_catalog.hypertable h ON h.id = r.materialization_id
+  JOIN timescaledb_information.continuous_aggregates c
+    ON h.schema_name = c.materialization_hypertable_schema
+   AND h.table_name = c.materialization_hypertable_name
+ WHERE c.view_schema = current_schema() AND c.view_name = :view
+   AND r.lowest_modified_value
+       < (extract(epoch FROM CAST(:until AS timestamptz)) * 1000000)::bigint
+   AND r.greatest_modified_value
+       >= (extract(epoch FROM CAST(:since AS timestamptz)) * 1000000)::bigint
+"""
+
+
+async def refresh(
+    connection: AsyncConnection, frame: Timeframe, part: Range, *, force: bool = False
+) -> bool:
+    """CALL refresh_continuous_aggregate, again while a background refresh is in the way.
+
+    force: also where TimescaleDB knows of no change. False if the other one has not ended after
+    some time.
+    """
+    view = f"ohlcv_{frame.name}"
+    bounds = {"since": part.since, "until": part.until}
     for attempt in range(ATTEMPTS):
         try:
             await connection.execute(
                 text(
-                    f"CALL refresh_continuous_aggregate('ohlcv_{frame.name}', "
-                    "CAST(:since AS timestamptz), CAST(:until AS timestamptz))"
+                    f"CALL refresh_continuous_aggregate('{view}', "
+                    "CAST(:since AS timestamptz), CAST(:until AS timestamptz), "
+                    f"force => {force})"
                 ),
-                {"since": part.since, "until": part.until},
+                bounds,
             )
+            if not await _in_flight(connection, {"view": view, **bounds}):
+                return True
         except DBAPIError as error:
             cause = error.orig.__cause__ if error.orig is not None else None
-            state = getattr(cause, "sqlstate", None)
-            if state not in _IN_THE_WAY or attempt + 1 == ATTEMPTS:
+            if getattr(cause, "sqlstate", None) not in _IN_THE_WAY:
                 raise
-            await asyncio.sleep(FIRST_PAUSE_S * 2**attempt)
-        else:
-            return
+        await asyncio.sleep(FIRST_PAUSE_S * 2**attempt)
+    return False
+
+
+async def _in_flight(connection: AsyncConnection, where: dict[str, object]) -> bool:
+    # Since 2.22 a refresh passes over bars that another one is about to store.
+    table = "_timescaledb_catalog.continuous_aggs_materialization_ranges"
+    if await connection.scalar(text("SELECT to_regclass(:table)"), {"table": table}) is None:
+        return False
+    return bool(await connection.scalar(text(IN_FLIGHT), where))
 
 
 async def refresh_all(database: AsyncEngine) -> list[Range]:

@@ -228,16 +228,18 @@ async def _policies(connection: AsyncConnection, engine: Engine) -> list[PolicyS
     jobs = (await connection.execute(text(JOBS))).all() if engine.is_community else []
     by_key = {(job.relation, _POLICY_NAMES[job.proc]): job for job in jobs}
     for policy in wanted.values():
-        for name, after in (
-            ("retention", policy.drop_after),
-            ("compression", policy.compress_after),
+        is_usual = policy.compress_after == policies.DEFAULT_COMPRESS[policy.relation]
+        for name, after, origin in (
+            ("retention", policy.drop_after, policy.origin),
+            # Nothing but kurisu.toml sets it.
+            ("compression", policy.compress_after, "default" if is_usual else "config"),
         ):
             if name == "compression" and not engine.is_community:
                 continue
             job = by_key.pop((policy.relation, name), None)
             by = "background job" if engine.is_community else "kurisu db maintain"
             result.append(
-                PolicyStatus(policy.relation, name, after or "off", policy.origin, by, *_run(job))
+                PolicyStatus(policy.relation, name, after or "off", origin, by, *_run(job))
             )
     for (relation, name), job in by_key.items():
         result.append(PolicyStatus(relation, name, job.after, None, "background job", *_run(job)))

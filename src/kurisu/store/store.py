@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from kurisu.config import Config
+from kurisu.errors import ConfigError, InvalidArgument
 from kurisu.store import layout, migrate, policies
 from kurisu.store.candles import Candles
 from kurisu.store.connect import make_engine, transaction
@@ -74,14 +75,24 @@ async def open_store(
 
 
 async def converge_policies(database: AsyncEngine, engine: Engine, config: Config) -> list[str]:
-    """Apply what kurisu.toml says of retention and compression; returns what changed."""
+    """Apply what kurisu.toml says of retention and compression; returns what changed.
+
+    Raises ConfigError.
+    """
+    retention = _durations(config, "retention", config.retention)
+    compression = _durations(config, "compression", config.compression)
     async with transaction(database) as connection:
-        return await policies.converge(
-            connection,
-            engine,
-            {name: policies.parse_duration(text) for name, text in config.retention.items()},
-            {name: policies.parse_duration(text) for name, text in config.compression.items()},
-        )
+        return await policies.converge(connection, engine, retention, compression)
+
+
+def _durations(config: Config, section: str, given: Mapping[str, str]) -> dict[str, str | None]:
+    found = {}
+    for name, duration in given.items():
+        try:
+            found[name] = policies.parse_duration(duration)
+        except InvalidArgument as error:
+            raise ConfigError(f"{config.path}: [{section}] {name}: {error}") from error
+    return found
 
 
 async def upgrade(url: str, config: Config | None = None) -> list[str]:

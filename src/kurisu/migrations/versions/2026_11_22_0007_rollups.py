@@ -220,10 +220,10 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    for trigger in ("inserted", "updated", "deleted", "truncated"):
-        op.execute(f"DROP TRIGGER IF EXISTS kurisu_rollup_{trigger} ON ohlcv")
-    for function in ("inserted", "updated", "deleted", "truncated"):
-        op.execute(f"DROP FUNCTION IF EXISTS kurisu_rollup_{function}()")
+    # `copied` is what `kurisu.store.layout` adds on Community.
+    for event in ("inserted", "updated", "deleted", "truncated", "copied"):
+        op.execute(f"DROP TRIGGER IF EXISTS kurisu_rollup_{event} ON ohlcv")
+        op.execute(f"DROP FUNCTION IF EXISTS kurisu_rollup_{event}()")
     op.execute("DROP FUNCTION IF EXISTS kurisu_refresh_rollups(int[], timestamptz[], "
                "timestamptz[], boolean)")  # fmt: skip
     for name, _, _ in reversed(LEVELS):
