@@ -33,9 +33,7 @@ def by_minute(stretches: Sequence[Stretch]) -> Minutes:
     """What is known about every minute; each is spoken of once."""
     known: Minutes = {}
     for found in stretches:
-        for minute in range(
-            (found.since - START) // MINUTE, (found.until - START) // MINUTE
-        ):
+        for minute in range((found.since - START) // MINUTE, (found.until - START) // MINUTE):
             assert minute not in known
             known[minute] = (found.status, found.source)
     return known
@@ -122,9 +120,7 @@ class TestStated:
     async def test_neighbours_of_one_kind_are_one_row(self, store: Store, market: Market) -> None:
         for since in (5, 15, 0, 10):
             await say(store, market, stretch(since, since + 5, "empty", "rest"))
-        assert await coverage(store, market) == [
-            (START, START + 20 * MINUTE, "empty", "rest")
-        ]
+        assert await coverage(store, market) == [(START, START + 20 * MINUTE, "empty", "rest")]
 
     async def test_markets_and_timeframes_are_apart(
         self, store: Store, market: Market, other_market: Market
@@ -185,9 +181,7 @@ class TestWritten:
         writes=st.lists(
             st.one_of(
                 st.lists(st.integers(0, LENGTH), min_size=1, max_size=15, unique=True),
-                disjoint().map(
-                    lambda found: [s for s in found if s.status != "complete"]
-                ),
+                disjoint().map(lambda found: [s for s in found if s.status != "complete"]),
             ),
             min_size=1,
             max_size=4,
@@ -280,7 +274,9 @@ class TestGaps:
             store, market,
             stretch(2, 4, "empty", "rest"), stretch(4, 6, "outage", "rest"),
         )  # fmt: skip
-        await store.candles.write(market, "1m", [minutes(START, 1)[0], *minutes(START + 9 * MINUTE, 1)])
+        await store.candles.write(
+            market, "1m", [minutes(START, 1)[0], *minutes(START + 9 * MINUTE, 1)]
+        )
         found = await store.candles.gaps(market)
         assert [(g.bars, g.status) for g in found] == [
             (1, "missing"), (2, "empty"), (2, "outage"), (3, "missing"),
@@ -310,9 +306,7 @@ class TestGaps:
         )
         assert [(g.since.hour, g.until.hour, g.bars) for g in found] == [(1, 4, 3)]
 
-    async def test_months_in_a_session_with_summer_time(
-        self, store: Store, market: Market
-    ) -> None:
+    async def test_months_in_a_session_with_summer_time(self, store: Store, market: Market) -> None:
         months = native(datetime(2024, 1, 1, tzinfo=START.tzinfo), 12, "1M")
         await store.candles.write(market, "1M", months)
         async with transaction(store.database) as connection:

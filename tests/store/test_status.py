@@ -10,13 +10,15 @@ from typing import Final
 import pytest
 from bars import DAY, MINUTE, ROLLUPS, START, as_table, closing, minutes, native, opening
 from engines import EDITIONS
-from rows import fetch, insert
+from rows import fetch
 
 from kurisu.config import Config
 from kurisu.schema import Base
 from kurisu.store import migrate
 from kurisu.store import status as status_module
+from kurisu.store.connect import transaction
 from kurisu.store.markets import Market
+from kurisu.store.rollups import materialization
 from kurisu.store.status import DatabaseStatus, PolicyStatus, RollupStatus, TableStatus
 from kurisu.store.store import Store, open_store
 
@@ -159,8 +161,8 @@ async def test_a_policy_that_never_ran_has_no_last_run(store: Store) -> None:
         assert (found.last_run, found.last_status, found.last_error) == (None, None, None)
 
 
-#: What a background worker notes of a job. There is none on the WebAssembly engine, and CALL run_job
-#: notes nothing. Columns beyond these have defaults.
+#: What a background worker notes of a job. There is none on the WebAssembly engine, and CALL
+#: run_job notes nothing.
 RAN: Final = """
 INSERT INTO _timescaledb_internal.bgw_job_stat
        (job_id, last_start, last_finish, next_start, last_successful_finish, last_run_success,
@@ -246,22 +248,16 @@ async def test_own_bars_make_no_rollup_stale(store: Store, market: Market) -> No
     assert all(r.current for r in (await store.db.status()).rollups)
 
 
-async def test_a_rollup_without_its_newest_bar_is_not_current(
-    store: Store, market: Market, url: str, tier: str
-) -> None:
+async def test_a_rollup_without_its_newest_bar_is_not_current(store: Store, market: Market) -> None:
     await store.candles.write(market, "1m", as_table(CANDLES))
-    if tier == "community":
-        # Below the watermark of the longer bars, above that of the shorter ones: those are read
-        # from candles, these as they were stored.
-        await insert(url, market, minutes(CANDLES[-1].time + 2 * MINUTE, 200))
-    else:
-        await fetch(store, "DELETE FROM ohlcv_5m WHERE time > :time", time=START + 60 * MINUTE)
-    found = {r.name: r for r in (await store.db.status()).rollups}
-    assert found["ohlcv_5m"].current == (tier == "community")
-    assert found["ohlcv_1d"].current
-    await store.db.maintain()
-    if tier == "community":
-        assert all(r.current for r in (await store.db.status()).rollups)
+    bars = "ohlcv_5m"
+    if store.engine.is_community:
+        async with transaction(store.database) as connection:
+            bars = await materialization(connection, "5m")
+    await fetch(store, f"DELETE FROM {bars} WHERE time > :time", time=START + 60 * MINUTE)
+    found = (await store.db.status()).rollups
+    assert {r.name: r.current for r in found} == {f"ohlcv_{name}": name != "5m" for name in ROLLUPS}
+    assert found[0].newest == START + 60 * MINUTE
 
 
 async def test_there_are_no_pending_refreshes_after_a_write(store: Store, market: Market) -> None:
