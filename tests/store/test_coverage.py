@@ -66,11 +66,13 @@ class TestOverlay:
         self, known: list[Stretch], stated: list[Stretch]
     ) -> None:
         before, said = by_minute(known), by_minute(stated)
-        wanted = dict(before)
-        for minute, (status, source) in said.items():
-            # To say the same again changes nothing, the source included.
-            if minute not in before or before[minute][0] != status:
-                wanted[minute] = (status, source)
+        # To say the same again changes nothing, the source included.
+        news = {
+            minute: (status, source)
+            for minute, (status, source) in said.items()
+            if minute not in before or before[minute][0] != status
+        }
+        wanted = {**before, **news}
         assert by_minute(overlay(known, stated)) == wanted
 
     @given(known=disjoint(), stated=disjoint())
