@@ -116,9 +116,10 @@ class Server(Protocol):
 class RealServer:
     """Databases of a server that serves many, cloned from one template for each edition."""
 
-    def __init__(self, url: str, strategy: str) -> None:
+    def __init__(self, url: str, strategy: str, extension: str | None = None) -> None:
         self._url = url
         self._strategy = strategy
+        self._extension = extension
         self._prefix = f"kurisu_test_{os.getpid()}"
         self._templates: dict[Edition, str] = {}
         self._count = 0
@@ -128,6 +129,10 @@ class RealServer:
         if wanted not in self._templates:
             template = f"{self._prefix}_{wanted.name.lower()}"
             run(self._create(template, "template0"))
+            if self._extension:
+                # No background job runs in it, so that none leaves a trace in its clones.
+                run(execute(self._url_of(template), f"CREATE EXTENSION {self._extension}"))
+                run(self._quiet(template))
             run(upgrade(self._url_of(template)))
             run(self._close_to_all(template))
             self._templates[wanted] = template
@@ -264,7 +269,7 @@ class Servers:
         if name == "plain":
             return EmbeddedServer()
         url = os.environ.get(TIMESCALEDB_URL)
-        return RealServer(url, "wal_log") if url else WasmTimescale()
+        return RealServer(url, "wal_log", "timescaledb") if url else WasmTimescale()
 
 
 def tiers(*wanted: str) -> Sequence[str]:

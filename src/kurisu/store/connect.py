@@ -19,6 +19,12 @@ CONNECT_TIMEOUT_S: Final = 30
 POOL_SIZE: Final = 5
 MAX_OVERFLOW: Final = 15
 
+#: What may stand behind the ? of a database URL, beside libpq's sslmode.
+_OPTIONS: Final = (
+    "application_name", "connect_timeout", "gsslib", "host", "krbsrvname", "passfile", "password",
+    "pgbouncer", "port", "service", "ssl", "target_session_attrs", "user",
+)  # fmt: skip
+
 #: Guards and constraints in the database: class 23, and what our triggers raise.
 _REFUSALS: Final = ("23",)
 
@@ -30,7 +36,7 @@ def database_url(url: str) -> URL:
     """
     try:
         parsed = make_url(url)
-    except ArgumentError:
+    except (ArgumentError, ValueError):  # the latter for a port that is no number
         raise ConfigError(
             "the database URL cannot be read; write it as "
             "postgresql://user:password@host:5432/database"
@@ -43,6 +49,12 @@ def database_url(url: str) -> URL:
     query = dict(parsed.query)
     if "sslmode" in query:  # libpq's name; asyncpg's is ssl and takes the same words.
         query["ssl"] = query.pop("sslmode")
+    unknown = sorted(set(query) - set(_OPTIONS))
+    if unknown:
+        raise ConfigError(
+            f"the database URL has the option {unknown[0]}, which Kurisu does not know; known are "
+            f"sslmode, {', '.join(_OPTIONS)}"
+        )
     return parsed.set(drivername="postgresql+asyncpg", query=query)
 
 
@@ -60,6 +72,10 @@ def make_engine(url: str) -> AsyncEngine:
         "server_settings": {"application_name": "kurisu", "timezone": "UTC"},
     }
     query = dict(parsed.query)
+    if "application_name" in query:
+        arguments["server_settings"]["application_name"] = str(query.pop("application_name"))
+    if "connect_timeout" in query:
+        arguments["timeout"] = _seconds(query.pop("connect_timeout"))
     if str(query.pop("pgbouncer", "false")).lower() in ("1", "true", "yes"):
         options = {"poolclass": NullPool}
         arguments["statement_cache_size"] = 0
@@ -67,6 +83,13 @@ def make_engine(url: str) -> AsyncEngine:
         arguments["server_settings"] = {}
         query["prepared_statement_cache_size"] = "0"
     return create_async_engine(parsed.set(query=query), connect_args=arguments, **options)
+
+
+def _seconds(given: object) -> int:
+    try:
+        return int(str(given))
+    except ValueError:
+        raise ConfigError(f"connect_timeout is {given!r}; it has to be whole seconds") from None
 
 
 def _says(error: BaseException) -> str:

@@ -10,9 +10,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
-from sqlalchemy import text
+from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from kurisu.errors import InvalidArgument, RetentionConflict
@@ -131,30 +131,46 @@ async def set_retention(
 
 async def apply(connection: AsyncConnection, engine: Engine) -> list[str]:
     """Make TimescaleDB's jobs equal to the table (Community); returns what changed."""
-    if not engine.is_community:
+    if not engine.is_community or not any(await _differences(connection)):
         return []
+    # Somebody else may be about to do the same: one after the other.
+    await connection.execute(text("SELECT FROM retention_policies FOR UPDATE"))
+    obsolete, missing = await _differences(connection)
+    done = []
+    for job in obsolete:
+        function = {
+            "policy_retention": "remove_retention_policy",
+            "policy_compression": "remove_compression_policy",
+        }[job.proc]
+        await connection.execute(text(f"SELECT {function}('{job.relation}')"))
+        done.append(f"{job.relation}: {job.proc} after {job.after} removed")
+    for (relation, proc), after in missing.items():
+        function = proc.replace("policy_", "add_") + "_policy"
+        await connection.execute(text(f"SELECT {function}('{relation}', INTERVAL '{after}')"))
+        done.append(f"{relation}: {proc} after {after}")
+    return done
+
+
+async def _differences(
+    connection: AsyncConnection,
+) -> tuple[list[Row[Any]], dict[tuple[str, str], str]]:
+    """Jobs that the table does not ask for, and those that it does and that are not there.
+
+    The latter by relation and procedure; the interval.
+    """
     wanted: dict[tuple[str, str], str] = {}
     for policy in (await read(connection)).values():
         if policy.drop_after is not None:
             wanted[policy.relation, "policy_retention"] = policy.drop_after
         if policy.compress_after is not None:
             wanted[policy.relation, "policy_compression"] = policy.compress_after
-    done = []
+    obsolete = []
     for job in (await connection.execute(text(JOBS))).all():
         if wanted.get((job.relation, job.proc)) == job.after:
             del wanted[job.relation, job.proc]
         else:
-            function = {
-                "policy_retention": "remove_retention_policy",
-                "policy_compression": "remove_compression_policy",
-            }[job.proc]
-            await connection.execute(text(f"SELECT {function}('{job.relation}')"))
-            done.append(f"{job.relation}: {job.proc} after {job.after} removed")
-    for (relation, proc), after in wanted.items():
-        function = proc.replace("policy_", "add_") + "_policy"
-        await connection.execute(text(f"SELECT {function}('{relation}', INTERVAL '{after}')"))
-        done.append(f"{relation}: {proc} after {after}")
-    return done
+            obsolete.append(job)
+    return obsolete, wanted
 
 
 async def converge(

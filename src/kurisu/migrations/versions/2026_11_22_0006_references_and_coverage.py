@@ -184,8 +184,11 @@ CREATE TABLE candle_revisions (
 CREATE INDEX idx_candle_revisions_candle ON candle_revisions (market_id, timeframe, time);
 CREATE INDEX idx_candle_revisions_revised_at ON candle_revisions (revised_at);
 
-CREATE FUNCTION kurisu_keep_revisions() RETURNS trigger LANGUAGE plpgsql AS $$
--- A candle that is changed leaves behind what it was, whoever changes it.
+CREATE FUNCTION kurisu_keep_revisions() RETURNS trigger LANGUAGE plpgsql
+SET enable_nestloop = off AS $$
+-- A candle that is changed leaves behind what it was, whoever changes it. The plan is made once in
+-- a session, for the size of its first statement: after one of a single row, a nested loop would
+-- compare each of a million changed rows with each other.
 BEGIN
     INSERT INTO candle_revisions (market_id, timeframe, time, open, high, low, close, volume)
     SELECT o.market_id, o.timeframe, o.time, o.open, o.high, o.low, o.close, o.volume

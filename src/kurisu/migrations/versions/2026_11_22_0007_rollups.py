@@ -64,7 +64,10 @@ def level(name: str, length: str, source: str) -> str:
            AND NOT EXISTS (
                SELECT 1 FROM {source} s
                 WHERE s.market_id = b.market_id {"AND s.timeframe = '1m'" if raw else ""}
-                  AND s.time >= b.time AND s.time < b.time + INTERVAL '{length}');
+                  AND s.time >= b.time AND s.time < b.time + INTERVAL '{length}'
+               -- Keeps the planner from making this an anti-join on market_id alone, which
+               -- compares every bar with every candle.
+               OFFSET 0);
     END IF;
     INSERT INTO ohlcv_{name} AS b (time, market_id, open, high, low, close, volume, bars)
     SELECT r.time, w.market_id, r.open, r.high, r.low, r.close, r.volume, r.bars
@@ -78,7 +81,7 @@ def level(name: str, length: str, source: str) -> str:
       CROSS JOIN LATERAL (
         SELECT date_bin('{length}', s.time, {EPOCH}) AS time,
                (array_agg(s.open ORDER BY s.time))[1] AS open, max(s.high) AS high,
-               min(s.low) AS low, (array_agg(s.close ORDER BY s.time DESC))[1] AS close,
+               min(s.low) AS low, (array_agg(s.close ORDER BY s.time))[count(*)] AS close,
                sum(s.volume) AS volume, {"count(*)" if raw else "sum(s.bars)"}::integer AS bars
           FROM {source} s
          WHERE s.market_id = w.market_id {"AND s.timeframe = '1m'" if raw else ""}

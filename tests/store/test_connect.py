@@ -1,0 +1,252 @@
+"""From a URL to sessions that all behave the same, and errors that say what to do."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import struct
+from collections.abc import AsyncIterator
+
+import asyncpg
+import pytest
+from engines import CONCURRENT_TIERS
+from rows import session
+from sqlalchemy import text
+from sqlalchemy.pool import NullPool
+
+from kurisu.errors import ConfigError, DatabaseError, MigrationNeeded, WriteRefused
+from kurisu.store.connect import autocommit, database_url, driver, make_engine, transaction
+from kurisu.store.store import Store, open_store
+
+SECRET = "hunter2"
+
+
+class TestUrls:
+    @pytest.mark.parametrize(
+        "url",
+        [
+            f"postgresql://me:{SECRET}@db.example:6543/market",
+            f"postgres://me:{SECRET}@db.example:6543/market",
+            f"postgresql+asyncpg://me:{SECRET}@db.example:6543/market",
+            f"postgresql+psycopg://me:{SECRET}@db.example:6543/market",
+            f"timescaledb://me:{SECRET}@db.example:6543/market",
+        ],
+    )
+    def test_usual_spellings_are_one(self, url: str) -> None:
+        found = database_url(url)
+        assert found.render_as_string(hide_password=False) == (
+            f"postgresql+asyncpg://me:{SECRET}@db.example:6543/market"
+        )
+
+    def test_a_password_may_hold_any_sign(self) -> None:
+        assert database_url("postgresql://me:p%40%2F%3Aw@host/db").password == "p@/:w"
+
+    @pytest.mark.parametrize("mode", ["disable", "require", "verify-full"])
+    def test_libpqs_name_for_encryption_is_known(self, mode: str) -> None:
+        found = database_url(f"postgresql://host/db?sslmode={mode}")
+        assert dict(found.query) == {"ssl": mode}
+
+    def test_a_socket_may_be_named(self) -> None:
+        found = database_url("postgresql://me@/db?host=/run/postgresql&port=5433")
+        assert dict(found.query) == {"host": "/run/postgresql", "port": "5433"}
+
+    @pytest.mark.parametrize(
+        ("url", "sentence"),
+        [
+            (f"mysql://me:{SECRET}@host/db", "mysql:// is not PostgreSQL"),
+            (f"sqlite:///{SECRET}.db", "sqlite:// is not PostgreSQL"),
+            (SECRET, "cannot be read; write it as postgresql://user:password@host:5432/database"),
+            ("", "cannot be read"),
+            (f"postgresql://me:{SECRET}@host:port/db", "cannot be read"),
+            (f"postgresql://me:{SECRET}@host/db?channel_binding=require", "channel_binding"),
+            (f"postgresql://me:{SECRET}@host/db?bogus={SECRET}", "the option bogus"),
+        ],
+    )
+    def test_others_are_refused_without_repeating_them(self, url: str, sentence: str) -> None:
+        with pytest.raises(ConfigError) as refusal:
+            database_url(url)
+        assert sentence in str(refusal.value)
+        assert SECRET not in str(refusal.value)
+
+    def test_a_timeout_is_whole_seconds(self) -> None:
+        make_engine("postgresql://host/db?connect_timeout=3")
+        with pytest.raises(ConfigError, match="whole seconds"):
+            make_engine("postgresql://host/db?connect_timeout=soon")
+
+    @pytest.mark.parametrize("word", ["true", "1", "yes", "True"])
+    def test_behind_a_pooler_no_connection_is_kept(self, word: str) -> None:
+        assert isinstance(make_engine(f"postgresql://host/db?pgbouncer={word}").pool, NullPool)
+
+    @pytest.mark.parametrize("word", ["false", "0", "no"])
+    def test_without_one_connections_are_kept(self, word: str) -> None:
+        assert not isinstance(make_engine(f"postgresql://host/db?pgbouncer={word}").pool, NullPool)
+
+
+class TestSessions:
+    @pytest.mark.parametrize("tier", CONCURRENT_TIERS, indirect=True)
+    async def test_every_session_says_who_it_is_and_thinks_in_utc(self, store: Store) -> None:
+        async with transaction(store.database) as connection:
+            for name, value in (("application_name", "kurisu"), ("timezone", "UTC")):
+                assert await connection.scalar(text(f"SHOW {name}")) == value
+
+    @pytest.mark.parametrize("tier", ["plain"], indirect=True)
+    async def test_the_name_may_be_another(self, url: str) -> None:
+        database = make_engine(f"{url}&application_name=backfill&connect_timeout=7")
+        async with transaction(database) as connection:
+            assert await connection.scalar(text("SHOW application_name")) == "backfill"
+        await database.dispose()
+
+    @pytest.mark.parametrize("tier", ["plain"], indirect=True)
+    async def test_the_store_works_as_behind_a_pooler(self, url: str) -> None:
+        async with open_store(f"{url}&pgbouncer=true") as store:
+            market = await store.markets.ensure("binance", "BTC/USDT")
+            assert await store.markets.list() == [market]
+
+    async def test_a_transaction_is_committed_at_its_end(self, store: Store) -> None:
+        async with transaction(store.database) as connection:
+            await connection.execute(text("CREATE TABLE seen (a int)"))
+            raw = await driver(connection)
+            await raw.copy_records_to_table("seen", records=[(1,), (2,)])
+        async with transaction(store.database) as connection:
+            assert await connection.scalar(text("SELECT sum(a) FROM seen")) == 3
+
+    async def test_a_transaction_that_fails_leaves_nothing(self, store: Store) -> None:
+        with pytest.raises(ZeroDivisionError):
+            async with transaction(store.database) as connection:
+                # COPY alone would not begin a transaction.
+                raw = await driver(connection)
+                await raw.copy_records_to_table(
+                    "markets",
+                    records=[("binance", "A/B", "A", "B")],
+                    columns=["exchange", "symbol", "base_asset", "quote_asset"],
+                )
+                raise ZeroDivisionError
+        assert await store.markets.list() == []
+
+    async def test_outside_a_transaction_each_statement_is_its_own(self, store: Store) -> None:
+        async with autocommit(store.database) as connection:
+            await connection.execute(text("CREATE TABLE seen (a int)"))
+            await connection.execute(text("VACUUM seen"))
+
+
+class TestErrors:
+    async def test_a_guard_in_the_database(self, store: Store) -> None:
+        with pytest.raises(WriteRefused, match=r"uix_exchange_symbol.*already exists"):
+            async with transaction(store.database) as connection:
+                for _ in range(2):
+                    await connection.execute(
+                        text(
+                            "INSERT INTO markets (exchange, symbol, base_asset, quote_asset) "
+                            "VALUES ('binance', 'A/B', 'A', 'B')"
+                        )
+                    )
+
+    async def test_a_guard_that_a_copy_meets(self, store: Store) -> None:
+        with pytest.raises(WriteRefused, match="check_accounts|exchange"):
+            async with transaction(store.database) as connection:
+                raw = await driver(connection)
+                await raw.copy_records_to_table(
+                    "accounts", records=[("main", None)], columns=["name", "exchange"]
+                )
+
+    async def test_a_mistaken_statement(self, store: Store) -> None:
+        with pytest.raises(DatabaseError, match='relation "nowhere" does not exist'):
+            async with transaction(store.database) as connection:
+                await connection.execute(text("SELECT * FROM nowhere"))
+
+    async def test_a_server_that_is_not_there(self) -> None:
+        with pytest.raises(DatabaseError, match="cannot reach the database") as refusal:
+            async with open_store(f"postgresql://me:{SECRET}@127.0.0.1:1/db"):
+                pass
+        assert "KURISU_DATABASE_URL" in str(refusal.value)
+        assert SECRET not in str(refusal.value)
+
+    async def test_a_host_that_has_no_address(self) -> None:
+        with pytest.raises(DatabaseError, match=r"cannot reach.*nowhere\.invalid") as refusal:
+            async with open_store(f"postgresql://me:{SECRET}@nowhere.invalid/db"):
+                pass
+        assert SECRET not in str(refusal.value)
+
+    @pytest.mark.parametrize("form", ["me:{}@127.0.0.1:{}/db", "me@127.0.0.1:{1}/db?password={0}"])
+    async def test_a_password_that_is_wrong(self, form: str) -> None:
+        async with guarded_server() as port:
+            with pytest.raises(DatabaseError, match="does not accept the user or password") as no:
+                async with open_store("postgresql://" + form.format(SECRET, port)):
+                    pass
+        assert f"127.0.0.1:{port}" in str(no.value)
+        assert SECRET not in str(no.value)
+
+    async def test_a_database_that_is_not_there(self, url: str, tier: str) -> None:
+        if tier != "plain":
+            pytest.skip("the same on every real server")
+        with pytest.raises(DatabaseError, match="create the database first"):
+            async with open_store(url.replace("/kurisu_test", "/not_kurisu_test")):
+                pass
+
+    @pytest.mark.parametrize("tier", CONCURRENT_TIERS, indirect=True)
+    async def test_a_connection_that_is_cut(self, store: Store, url: str) -> None:
+        with pytest.raises(DatabaseError):
+            async with transaction(store.database) as connection:
+                mine = await connection.scalar(text("SELECT pg_backend_pid()"))
+                async with session(url) as other:
+                    await other.execute("SELECT pg_terminate_backend($1, 5000)", mine)
+                await connection.execute(text("SELECT 1"))
+        # The next one is a new one.
+        assert await store.markets.list() == []
+
+
+class TestRevisions:
+    """A database that is older or newer than the program is not used."""
+
+    async def test_an_empty_one(self, servers: object, store: Store) -> None:
+        async with transaction(store.database) as connection:
+            await connection.execute(text("DELETE FROM alembic_version"))
+        await self.refused(store, r"at revision none and this program needs \d+. Run `kurisu db")
+
+    async def test_an_older_one(self, store: Store) -> None:
+        async with transaction(store.database) as connection:
+            await connection.execute(text("UPDATE alembic_version SET version_num = '0003'"))
+        await self.refused(store, r"at revision 0003 and this program needs \d+. Run `kurisu db")
+
+    async def test_a_newer_one(self, store: Store) -> None:
+        async with transaction(store.database) as connection:
+            await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+        await self.refused(store, "at revision 9999, which is newer than this program")
+
+    @staticmethod
+    async def refused(store: Store, sentence: str) -> None:
+        url = store.database.url.set(drivername="postgresql").render_as_string(hide_password=False)
+        with pytest.raises(MigrationNeeded, match=sentence):
+            async with open_store(url.replace("prepared_statement_cache_size=0", "pgbouncer=true")):
+                pass
+
+
+@contextlib.asynccontextmanager
+async def guarded_server() -> AsyncIterator[int]:
+    """The port of a server that asks for a password and accepts none."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        def send(kind: bytes, body: bytes) -> None:
+            writer.write(kind + struct.pack("!i", 4 + len(body)) + body)
+
+        while True:
+            (length,) = struct.unpack("!i", await reader.readexactly(4))
+            (code,) = struct.unpack("!i", (await reader.readexactly(length - 4))[:4])
+            if code != 80_877_103:  # SSLRequest
+                break
+            writer.write(b"N")
+        send(b"R", struct.pack("!i", 3))  # AuthenticationCleartextPassword
+        await reader.readexactly(1)
+        (length,) = struct.unpack("!i", await reader.readexactly(4))
+        await reader.readexactly(length - 4)
+        send(b"E", b"SFATAL\0C28P01\0Mpassword authentication failed for user \"me\"\0\0")
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield server.sockets[0].getsockname()[1]
+
+
+def test_asyncpg_reports_a_wrong_password_as_it_always_has() -> None:
+    assert asyncpg.InvalidPasswordError.sqlstate == "28P01"
