@@ -7,7 +7,6 @@ import contextlib
 import struct
 from collections.abc import AsyncIterator
 
-import asyncpg
 import pytest
 from engines import CONCURRENT_TIERS
 from rows import session
@@ -131,7 +130,7 @@ class TestSessions:
 
 class TestErrors:
     async def test_a_guard_in_the_database(self, store: Store) -> None:
-        with pytest.raises(WriteRefused, match=r"uix_exchange_symbol.*already exists"):
+        with pytest.raises(WriteRefused, match=r"(?s)uix_exchange_symbol.*already exists"):
             async with transaction(store.database) as connection:
                 for _ in range(2):
                     await connection.execute(
@@ -142,7 +141,7 @@ class TestErrors:
                     )
 
     async def test_a_guard_that_a_copy_meets(self, store: Store) -> None:
-        with pytest.raises(WriteRefused, match="check_accounts|exchange"):
+        with pytest.raises(WriteRefused, match='null value in column "exchange"'):
             async with transaction(store.database) as connection:
                 raw = await driver(connection)
                 await raw.copy_records_to_table(
@@ -176,9 +175,8 @@ class TestErrors:
         assert f"127.0.0.1:{port}" in str(no.value)
         assert SECRET not in str(no.value)
 
-    async def test_a_database_that_is_not_there(self, url: str, tier: str) -> None:
-        if tier != "plain":
-            pytest.skip("the same on every real server")
+    @pytest.mark.parametrize("tier", ["plain"], indirect=True)
+    async def test_a_database_that_is_not_there(self, url: str) -> None:
         with pytest.raises(DatabaseError, match="create the database first"):
             async with open_store(url.replace("/kurisu_test", "/not_kurisu_test")):
                 pass
@@ -198,7 +196,7 @@ class TestErrors:
 class TestRevisions:
     """A database that is older or newer than the program is not used."""
 
-    async def test_an_empty_one(self, servers: object, store: Store) -> None:
+    async def test_an_empty_one(self, store: Store) -> None:
         async with transaction(store.database) as connection:
             await connection.execute(text("DELETE FROM alembic_version"))
         await self.refused(store, r"at revision none and this program needs \d+. Run `kurisu db")
@@ -239,14 +237,10 @@ async def guarded_server() -> AsyncIterator[int]:
         await reader.readexactly(1)
         (length,) = struct.unpack("!i", await reader.readexactly(4))
         await reader.readexactly(length - 4)
-        send(b"E", b"SFATAL\0C28P01\0Mpassword authentication failed for user \"me\"\0\0")
+        send(b"E", b'SFATAL\0C28P01\0Mpassword authentication failed for user "me"\0\0')
         await writer.drain()
         writer.close()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with server:
         yield server.sockets[0].getsockname()[1]
-
-
-def test_asyncpg_reports_a_wrong_password_as_it_always_has() -> None:
-    assert asyncpg.InvalidPasswordError.sqlstate == "28P01"

@@ -10,7 +10,7 @@ from typing import Any, Final, cast
 
 import pytest
 from bars import START, as_table, minutes
-from engines import NATIVE_TIMESCALEDB, EDITIONS, Servers, execute
+from engines import EDITIONS, NATIVE_TIMESCALEDB, Servers, execute
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from kurisu.errors import EngineRefused

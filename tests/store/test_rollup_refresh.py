@@ -11,7 +11,7 @@ from bars import DAY, MINUTE, ROLLUPS, START, aggregated, as_table, candle, minu
 from engines import NATIVE_TIMESCALEDB
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from rows import Connection, fetch, insert, rollups, session, value
+from rows import Connection, fetch, insert, parameters, rollups, session, value
 
 from kurisu.domain.candle import Candle
 from kurisu.domain.timeframe import TIMEFRAMES
@@ -152,6 +152,25 @@ class TestOthers:
         await store.db.maintain()
         await assert_bars(store, market, [*there, *late])
 
+    async def test_copied_rows(self, store: Store, market: Market, url: str) -> None:
+        # Of which TimescaleDB takes no notice by itself. Three chunks, one of them there before.
+        there = minutes(START + 3 * DAY, 300)
+        await write(store, market, there)
+        copied = [
+            *minutes(START + 4 * DAY, 100),
+            *minutes(START + 10 * DAY - timedelta(minutes=50), 100),
+            *minutes(START + 40 * DAY, 1),
+        ]
+        async with session(url) as connection:
+            await connection.copy_records_to_table(
+                "ohlcv",
+                records=[parameters(market, c) for c in copied],
+                columns=["market_id", "timeframe", "time", "open", "high", "low", "close", "volume"],
+            )
+        await store.db.maintain()
+        await assert_bars(store, market, [*there, *copied])
+        assert await value(store, "SELECT count(*) FROM candle_revisions") == 0
+
     async def test_changed_and_deleted_rows(self, store: Store, market: Market, url: str) -> None:
         there = minutes(START, 300)
         await write(store, market, there)
@@ -225,6 +244,24 @@ async def test_a_killed_writers_refresh_is_done_by_maintain(
     await store.db.maintain()
     await assert_bars(store, market, there)
     assert (await store.db.status()).pending_refreshes == 0
+
+
+async def test_a_background_refresh_that_does_not_end_leaves_the_work_to_the_next_writer(
+    store: Store, market: Market, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = minutes(START, 300)
+
+    async def in_flight(*_: object) -> bool:
+        return True
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_in_flight", in_flight)
+        patch.setattr(module, "FIRST_PAUSE_S", 0)
+        await write(store, market, there)
+    assert await value(store, "SELECT count(*) FROM rollup_pending") == 1
+    await write(store, market, there[:1])
+    assert await value(store, "SELECT count(*) FROM rollup_pending") == 0
+    await assert_bars(store, market, there)
 
 
 async def run_refresh_policies(connection: Connection) -> None:

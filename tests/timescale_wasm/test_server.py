@@ -391,7 +391,7 @@ class TestCopy:
     @pytest.mark.asyncio
     async def test_inside_a_transaction(self, connection: Connection) -> None:
         await connection.execute("CREATE TABLE t (a int)")
-        with pytest.raises(RuntimeError, match="changed my mind"):  # noqa: PT012  # what rolls back
+        with pytest.raises(RuntimeError, match="changed my mind"):  # what rolls back
             async with connection.transaction():
                 await copy_in(connection, "t", b"1\n")
                 assert connection.is_in_transaction()

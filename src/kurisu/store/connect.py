@@ -22,7 +22,8 @@ MAX_OVERFLOW: Final = 15
 #: What may stand behind the ? of a database URL, beside libpq's sslmode.
 _OPTIONS: Final = (
     "application_name", "connect_timeout", "gsslib", "host", "krbsrvname", "passfile", "password",
-    "pgbouncer", "port", "service", "ssl", "target_session_attrs", "user",
+    "pgbouncer", "port", "prepared_statement_cache_size", "service", "ssl",
+    "target_session_attrs", "user",
 )  # fmt: skip
 
 #: Guards and constraints in the database: class 23, and what our triggers raise.
@@ -98,6 +99,16 @@ def _says(error: BaseException) -> str:
     return f"{text} ({detail})" if detail and detail not in text else text
 
 
+def _translation(error: BaseException, where: str) -> DatabaseError:
+    if (getattr(error, "sqlstate", None) or "").startswith(_REFUSALS):
+        return WriteRefused(_says(error))
+    if isinstance(error, asyncpg.InvalidPasswordError):
+        return DatabaseError(f"{where} does not accept the user or password.")
+    if isinstance(error, asyncpg.InvalidCatalogNameError):
+        return DatabaseError(f"{where}: {_says(error)}; create the database first.")
+    return DatabaseError(_says(error))
+
+
 @contextlib.contextmanager
 def translated(where: str) -> Iterator[None]:
     """Turn a driver's errors into Kurisu's, once, at the boundary; `where` has no password."""
@@ -106,20 +117,11 @@ def translated(where: str) -> Iterator[None]:
     except DBAPIError as error:
         original: BaseException = error.orig or error
         cause = original.__cause__ or original
-        state = getattr(cause, "sqlstate", None) or ""
-        if state.startswith(_REFUSALS):
-            raise WriteRefused(_says(cause)) from error
         if isinstance(error, InterfaceError):
             raise DatabaseError(f"the connection to {where} broke: {_says(cause)}") from error
-        raise DatabaseError(_says(cause)) from error
-    except asyncpg.IntegrityConstraintViolationError as error:
-        raise WriteRefused(_says(error)) from error
-    except asyncpg.InvalidPasswordError as error:
-        raise DatabaseError(f"{where} does not accept the user or password.") from error
-    except asyncpg.InvalidCatalogNameError as error:
-        raise DatabaseError(f"{where}: {_says(error)}; create the database first.") from error
+        raise _translation(cause, where) from error
     except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        raise DatabaseError(f"{where}: {_says(error)}") from error
+        raise _translation(error, where) from error
     except (ConnectionError, TimeoutError, OSError) as error:
         reason = _says(error) or type(error).__name__
         raise DatabaseError(
