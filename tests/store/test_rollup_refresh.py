@@ -165,7 +165,7 @@ class TestOthers:
             await connection.copy_records_to_table(
                 "ohlcv",
                 records=[parameters(market, c) for c in copied],
-                columns=["market_id", "timeframe", "time", "open", "high", "low", "close", "volume"],
+                columns=["market_id", "timeframe", *Candle._fields[:6]],
             )
         await store.db.maintain()
         await assert_bars(store, market, [*there, *copied])
