@@ -116,13 +116,13 @@ def test_an_empty_file_configures_nothing(home: Path) -> None:
 
 def test_an_unknown_section_is_refused(home: Path) -> None:
     assert refused(home, '[retentoin]\nohlcv = "1 year"\n') == (
-        ": unknown section [retentoin]; known are retention, compression."
+        ": unknown section [retentoin]; known are retention, compression, exchanges."
     )
 
 
 def test_a_key_outside_a_section_is_refused(home: Path) -> None:
     assert refused(home, 'ohlcv = "1 year"\n') == (
-        ": unknown section [ohlcv]; known are retention, compression."
+        ": unknown section [ohlcv]; known are retention, compression, exchanges."
     )
 
 
@@ -170,3 +170,20 @@ def test_a_file_that_cannot_be_opened_is_refused(
     monkeypatch.setattr(Path, "read_text", denied)
     with pytest.raises(ConfigError, match=r"cannot be read: .*Permission denied"):
         load(home)
+
+
+def test_sections_of_exchanges_are_kept_as_they_are(home: Path) -> None:
+    write(home, '[exchanges.binance]\nrate_limit_ms = 5\n[exchanges.binance.urls]\napi = "x"\n')
+    assert load(home).exchanges == {"binance": {"rate_limit_ms": 5, "urls": {"api": "x"}}}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[exchanges]\nbinance = 5", "exchanges.binance has to be a section"),
+        ("[exchanges.Binance]", "small letters"),
+        ("exchanges = 5", "exchanges has to be sections"),
+    ],
+)
+def test_exchanges_that_are_no_sections_are_refused(home: Path, text: str, said: str) -> None:
+    assert said in refused(home, text)

@@ -8,6 +8,9 @@
     ohlcv = "7 days"
     trades = "3 days"
 
+    [exchanges.binance]    # how to talk to an exchange: `kurisu.exchange.settings`
+    rate_limit_ms = 50
+
 The file that KURISU_CONFIG names, else ./kurisu.toml, else kurisu.toml in the data directory.
 A key that Kurisu does not know is an error, because it is most likely a typing mistake.
 """
@@ -15,6 +18,7 @@ A key that Kurisu does not know is an error, because it is most likely a typing 
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,6 +29,9 @@ from kurisu.errors import ConfigError
 
 FILE_NAME: Final = "kurisu.toml"
 _SECTIONS: Final = {"retention": ("ohlcv", "trades"), "compression": ("ohlcv", "trades")}
+_EXCHANGES: Final = "exchanges"
+#: As in the names of markets.
+_EXCHANGE_NAME: Final = re.compile(r"[a-z0-9_]{1,50}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +40,14 @@ class Config:
 
     path: the file; None where there is none.
     retention, compression: durations as written, by relation; only what the file names.
+    exchanges: the sections [exchanges.NAME] as TOML gives them, by name; what they mean is
+        `kurisu.exchange.configured`'s. Not shown: somebody may have put a secret there.
     """
 
     path: Path | None = None
     retention: Mapping[str, str] = field(default_factory=dict)
     compression: Mapping[str, str] = field(default_factory=dict)
+    exchanges: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
 
 
 def find(home: Path) -> Path | None:
@@ -65,16 +75,16 @@ def load(home: Path) -> Config:
         raise ConfigError(f"{path} cannot be read: {error}") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
-    return Config(path, **{name: _section(path, parsed, name) for name in _checked(path, parsed)})
+    durations = {name: _section(path, parsed, name) for name in _checked(path, parsed)}
+    return Config(path, **durations, exchanges=_exchanges(path, parsed.get(_EXCHANGES, {})))
 
 
 def _checked(path: Path, parsed: Mapping[str, Any]) -> list[str]:
+    known = (*_SECTIONS, _EXCHANGES)
     for name in parsed:
-        if name not in _SECTIONS:
-            raise ConfigError(
-                f"{path}: unknown section [{name}]; known are {', '.join(_SECTIONS)}."
-            )
-    return list(parsed)
+        if name not in known:
+            raise ConfigError(f"{path}: unknown section [{name}]; known are {', '.join(known)}.")
+    return [name for name in parsed if name in _SECTIONS]
 
 
 def _section(path: Path, parsed: Mapping[str, Any], name: str) -> dict[str, str]:
@@ -88,3 +98,21 @@ def _section(path: Path, parsed: Mapping[str, Any], name: str) -> dict[str, str]
         if not isinstance(value, str):
             raise ConfigError(f"{path}: [{name}] {key} has to be text, e.g. '1 year' or 'off'.")
     return section
+
+
+def _exchanges(path: Path, sections: object) -> dict[str, dict[str, Any]]:
+    """What is inside of each section is looked at when that exchange is opened."""
+    if not isinstance(sections, dict):
+        raise ConfigError(f"{path}: {_EXCHANGES} has to be sections: [{_EXCHANGES}.binance].")
+    for name, section in sections.items():
+        if not isinstance(section, dict):
+            raise ConfigError(
+                f"{path}: {_EXCHANGES}.{name} has to be a section: [{_EXCHANGES}.{name}]; settings "
+                "belong to one exchange."
+            )
+        if not _EXCHANGE_NAME.fullmatch(name):
+            raise ConfigError(
+                f"{path}: [{_EXCHANGES}.{name}]: an exchange's name has small letters, digits and "
+                "_ only, e.g. binance."
+            )
+    return sections

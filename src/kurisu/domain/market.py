@@ -23,6 +23,12 @@ _SYMBOL: Final = re.compile(
 MARKET_TYPES: Final = ("spot", "margin", "swap", "future", "option")
 
 
+def check_exchange(name: str) -> None:
+    """Raises InvalidArgument if `name` cannot be an exchange's."""
+    if not _EXCHANGE.fullmatch(name):
+        raise InvalidArgument(f"{name!r} is not an exchange's name: use CCXT's id, e.g. 'binance'.")
+
+
 @dataclass(frozen=True, slots=True)
 class MarketName:
     """An exchange and a unified symbol, and what the symbol says.
@@ -47,10 +53,7 @@ class MarketName:
     @classmethod
     def of(cls, exchange: str, symbol: str) -> Self:
         """Raises InvalidArgument, with an example, if either part is not a name."""
-        if not _EXCHANGE.fullmatch(exchange):
-            raise InvalidArgument(
-                f"{exchange!r} is not an exchange's name: use CCXT's id, e.g. 'binance'."
-            )
+        check_exchange(exchange)
         match = _SYMBOL.fullmatch(symbol)
         if match is None or len(symbol) > 50 or not symbol.isprintable():
             raise InvalidArgument(
