@@ -139,6 +139,17 @@ async def test_neighbours_other_series_and_holes_are_let_in(
     assert len(await known(store, market)) == 4
 
 
+@pytest.mark.parametrize("level", ["repeatable_read", "serializable"])
+async def test_a_snapshot_that_cannot_see_the_neighbours_is_refused(
+    store: Store, market: Market, url: str, level: str
+) -> None:
+    async with session(url) as connection:
+        with pytest.raises(asyncpg.RestrictViolationError, match="READ COMMITTED only"):
+            async with connection.transaction(isolation=level):
+                await connection.execute(INSERT, market.id, at(0), at(10))
+    assert await known(store, market) == []
+
+
 async def test_rows_of_one_statement_may_not_overlap_each_other(
     store: Store, market: Market, url: str
 ) -> None:
