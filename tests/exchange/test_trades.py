@@ -18,13 +18,13 @@ from exchange_server.world import NOW_MS, START_MS, Opener
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kurisu.domain.trade import IdSpace
 from kurisu.errors import BadAnswer, ExchangeError
 from kurisu.exchange.candles import PageStatus
 from kurisu.exchange.clock import from_ms
 from kurisu.exchange.port import Exchange, TradeRow
-from kurisu.exchange.trade_ids import derived_ids
-from kurisu.exchange.trades import TradePage, cost_of, trade_pages, trade_table
-from kurisu.exchange.venues import HOUR_MS, IdSpace, TradePaging, Venue
+from kurisu.exchange.trades import TradePage, trade_pages, trade_table
+from kurisu.exchange.venues import HOUR_MS, TradePaging, Venue
 
 GAPLESS: dict[str, Any] = {
     "trade_paging": TradePaging.ID,
@@ -263,27 +263,6 @@ async def test_ids_and_no_ids_are_not_mixed() -> None:
     # A market that holds derived ids goes on with them.
     pages = await walk(exchange, id_space=IdSpace.DERIVED)
     assert len({row["trade_id"] for row in rows_of(pages)}) == 100
-
-
-def test_derived_ids() -> None:
-    one = (START_MS, "buy", Decimal("1.50"), Decimal(2))
-    other = (START_MS, "sell", Decimal("1.5"), Decimal(2))
-    ids = derived_ids([one, other, one])
-    assert len(set(ids)) == 3
-    # In any order, and however a number is spelled.
-    again = derived_ids([(START_MS, "buy", Decimal("1.5"), Decimal("2.0")), one, other])
-    assert set(again) == set(ids)
-    # For ever: stored rows carry them.
-    assert ids[0] == "22c5099619391b9ad3db24ca81ef7db6"
-
-
-def test_cost_is_exact_or_rounded_once() -> None:
-    assert cost_of(Decimal("0.38556"), Decimal("9.97996")) == Decimal("3.8478733776")
-    assert cost_of(Decimal("1e-10"), Decimal("1.5e-9")) == Decimal(0)
-    assert cost_of(Decimal("3e-9"), Decimal("0.5e-9")) == Decimal("2e-18")
-    assert cost_of(Decimal(12345678901234567890), Decimal("1.000000000000000001")) == Decimal(
-        "12345678901234567902.345678901234567890"
-    )
 
 
 def test_table_of_trades() -> None:

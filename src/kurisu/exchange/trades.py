@@ -10,22 +10,20 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from decimal import ROUND_HALF_EVEN, Context, Decimal
+from decimal import Decimal
 from typing import Final
 
 import pyarrow as pa
 
-from kurisu.domain.money import EXACT, SCALE, parse_decimal
+from kurisu.domain.money import parse_decimal
+from kurisu.domain.trade import IdSpace, cost_of, derived_ids
 from kurisu.errors import BadAnswer, ExchangeError, InvalidArgument
 from kurisu.exchange.candles import PageStatus, exact_column
 from kurisu.exchange.clock import from_ms, to_ms
 from kurisu.exchange.port import Exchange, TradeQuery, TradeRow
-from kurisu.exchange.trade_ids import derived_ids
-from kurisu.exchange.venues import HOUR_MS, IdSpace, TradePaging
+from kurisu.exchange.venues import HOUR_MS, TradePaging
 
 _MS: Final = pa.timestamp("us", tz="UTC")
-_STEP: Final = Decimal(1).scaleb(-SCALE)
-_COST: Final = Context(prec=120, rounding=ROUND_HALF_EVEN)
 _NS_PER_MS: Final = 1_000_000
 
 
@@ -309,19 +307,6 @@ def trade_table(rows: Sequence[TradeRow], space: IdSpace) -> pa.Table:
             "cost": exact_column(costs),
         }
     )
-
-
-def cost_of(price: Decimal, amount: Decimal) -> Decimal:
-    """Price x amount, rounded half to even at the 18 digits of NUMERIC(38,18) if it has more.
-
-    Not the venue's own figure: Binance's REST rounds quoteQty to eight digits and its stream has
-    none, and one trade has one cost.
-    """
-    cost = EXACT.multiply(price, amount)
-    exponent = cost.as_tuple().exponent
-    if isinstance(exponent, int) and exponent < -SCALE:
-        return cost.quantize(_STEP, context=_COST)
-    return cost
 
 
 def _number(text: str) -> Decimal:

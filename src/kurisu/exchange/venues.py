@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+from kurisu.domain.trade import IdSpace
+
 #: Rows that any venue gives; used where neither this table nor CCXT knows.
 CAUTIOUS_LIMIT: Final = 100
 HOUR_MS: Final = 3_600_000
@@ -23,14 +25,6 @@ class TradePaging(StrEnum):
     CURSOR = "cursor"  # after a cursor that each answer gives
     TIME = "time"  # from a time on, inclusive; repetitions are dropped by id
     NONE = "none"  # there is no history, only the newest trades
-
-
-class IdSpace(StrEnum):
-    """What kind of ids a market's trades carry: `markets.trade_id_space`."""
-
-    RAW = "raw"
-    AGGREGATE = "aggregate"
-    DERIVED = "derived"
 
 
 @dataclass(frozen=True, slots=True)
