@@ -8,28 +8,23 @@ step that any price there can have, and `MarketListing.price_step_at` gives the 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from decimal import Decimal
-from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
+from kurisu.domain.listing import MarketListing, PrecisionMode
 from kurisu.domain.market import MARKET_TYPES, MarketName
 from kurisu.domain.money import number_fault, parse_decimal, plain
 from kurisu.errors import InvalidArgument
+
+__all__ = [
+    "MarketListing", "PrecisionMode", "Skipped", "fraction_digits", "listing", "listings",
+    "precision_mode", "tick_of",
+]  # fmt: skip
 
 #: The finest decimals of venues that count significant digits (bitfinex's documentation:
 #: "up to 5 significant digits and up to 8 decimals").
 SIGNIFICANT_DECIMALS: Final = 8
 _EXCHANGE_SYMBOL_CHARACTERS: Final = 50
-
-
-class PrecisionMode(StrEnum):
-    """What CCXT's `precision` numbers mean."""
-
-    DECIMAL_PLACES = "decimal_places"
-    SIGNIFICANT_DIGITS = "significant_digits"
-    TICK_SIZE = "tick_size"
-
 
 #: CCXT's constants, ccxt/base/decimal_to_precision.py.
 _MODES: Final = {
@@ -40,59 +35,6 @@ _MODES: Final = {
 
 #: Where CCXT's candle volume of contracts was read to be in base units; elsewhere it is contracts.
 _VOLUME_IN_BASE: Final = frozenset({"binance", "binanceusdm", "bybit", "bitget", "okx"})
-
-
-@dataclass(frozen=True, slots=True)
-class MarketListing:
-    """A market as its exchange lists it: every column of `markets` that an exchange knows.
-
-    name: exchange, unified symbol, assets. exchange_symbol: the exchange's own name.
-    type: one of MARKET_TYPES. active: False if it is listed and not traded.
-    settle_asset, linear, contract_size: None for spot. contract_size: base (linear) or quote
-        (inverse) units per contract.
-    price_tick, amount_tick: smallest steps, in quote units and in base units or contracts; None
-        where the exchange does not say. price_precision, amount_precision: their fractional
-        digits.
-    min_/max_amount, _price, _cost: None for no limit.
-    volume_unit: what candle volumes are in: base or contracts.
-    precision_mode, price_digits: how the exchange states precision; price_digits is the number
-        of significant digits, in that mode only.
-    meta: `info` (the exchange's raw entry), `precision_mode`, `precision` (as CCXT gives it) and
-        `volume_unit`; every number with its own digits.
-    """
-
-    name: MarketName
-    exchange_symbol: str
-    type: str
-    active: bool
-    settle_asset: str | None = None
-    linear: bool | None = None
-    contract_size: Decimal | None = None
-    price_tick: Decimal | None = None
-    amount_tick: Decimal | None = None
-    price_precision: int | None = None
-    amount_precision: int | None = None
-    min_amount: Decimal | None = None
-    max_amount: Decimal | None = None
-    min_price: Decimal | None = None
-    max_price: Decimal | None = None
-    min_cost: Decimal | None = None
-    max_cost: Decimal | None = None
-    volume_unit: str = "base"
-    precision_mode: PrecisionMode = PrecisionMode.TICK_SIZE
-    price_digits: int | None = None
-    meta: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def symbol(self) -> str:
-        return self.name.symbol
-
-    def price_step_at(self, price: Decimal) -> Decimal | None:
-        """The smallest step of a price near `price`; None where the exchange does not say."""
-        if self.price_digits is None or not price:
-            return self.price_tick
-        step = Decimal(1).scaleb(price.adjusted() - self.price_digits + 1)
-        return step if self.price_tick is None else max(step, self.price_tick)
 
 
 class Skipped(NamedTuple):
