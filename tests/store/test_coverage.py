@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from bars import MINUTE, START, closing, minutes, native, opening
+import pytest
+from bars import MINUTE, START, as_table, closing, minutes, native, opening
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rows import coverage, fetch, stored, value
 
-from kurisu.domain.timeframe import BASE, timeframe
+from kurisu.domain.timeframe import BASE, TIMEFRAMES, timeframe
 from kurisu.store.connect import transaction
-from kurisu.store.coverage import Stretch, overlay, state
+from kurisu.store.coverage import Stretch, forget_dropped, overlay, state
 from kurisu.store.coverage_read import Gap
 from kurisu.store.markets import Market
 from kurisu.store.store import Store
@@ -324,3 +325,34 @@ async def test_the_source_and_time_of_a_fetch_are_kept(store: Store, market: Mar
         store, "SELECT source, fetched_at > now() - INTERVAL '1 hour' FROM candle_coverage"
     )
     assert row == ("stream", True)
+
+
+@pytest.mark.parametrize("tier", ["apache", "community"], indirect=True)
+async def test_a_chunk_that_somebody_dropped_is_forgotten_and_its_neighbours_are_not(
+    store: Store, market: Market, other_market: Market
+) -> None:
+    """Chunks begin on Thursdays; the stretch goes over four of them, and a hole is empty."""
+    first = datetime(2024, 2, 1, tzinfo=UTC)
+    week = timedelta(days=7)
+    rows = [r for r in native(first, 4 * 42, "4h") if r.time != first + timedelta(days=9)]
+    for written in (market, other_market):
+        await store.candles.write(written, "4h", as_table(rows), allow_expiring=True)
+    hole = (first + timedelta(days=9), first + timedelta(days=9, hours=4))
+    async with transaction(store.database) as connection:
+        await state(connection, market.id, TIMEFRAMES["4h"], [Stretch(*hole, "empty", "rest")])
+        assert await forget_dropped(connection) == 0
+    await fetch(
+        store,
+        "SELECT drop_chunks('ohlcv', older_than => CAST(:until AS timestamptz), "
+        "newer_than => CAST(:since AS timestamptz))",
+        since=first + week, until=first + 2 * week,
+    )  # fmt: skip
+    async with transaction(store.database) as connection:
+        assert await forget_dropped(connection) == 4
+        assert await forget_dropped(connection) == 0
+    left = [
+        (first, first + week, "complete", "api"),
+        (first + 2 * week, first + 4 * week, "complete", "api"),
+    ]
+    assert await coverage(store, market, "4h") == sorted([*left, (*hole, "empty", "rest")])
+    assert await coverage(store, other_market, "4h") == left

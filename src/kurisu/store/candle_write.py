@@ -34,11 +34,9 @@ from kurisu.store.candle_rows import (
 )
 from kurisu.store.connect import driver
 from kurisu.store.copy_binary import ColumnKind, copy_to_arrow, encode_stream
-from kurisu.store.coverage import Stretch
+from kurisu.store.coverage import MARKET_LOCK, Stretch
 from kurisu.store.engine import Engine
 
-#: Advisory lock of a market's candles; the rollup triggers take the same one.
-MARKET_LOCK: Final = 1_264_939_593
 #: Rows compared and sent at a time, which bounds memory at about 150 MB.
 SLICE_ROWS: Final = 500_000
 #: Up to here changed rows travel as arrays in one statement; beyond, through a temporary table.

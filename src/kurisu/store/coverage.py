@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from kurisu.domain.timeframe import Timeframe
+from kurisu.domain.timeframe import TIMEFRAMES, Timeframe
+
+#: Advisory lock of a market: its candles, its coverage; triggers take the same one.
+MARKET_LOCK: Final = 1_264_939_593
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -44,6 +47,28 @@ DELETE: Final = """
 DELETE FROM candle_coverage
  WHERE market_id = :market_id AND timeframe = :timeframe
    AND since = ANY(CAST(:sinces AS timestamptz[]))
+"""
+
+# Stretches whose rows were stored and are no longer all there, because their chunk was dropped: a
+# chunk is made with the first row in it. Columns: market_id, timeframe, since, until, source.
+DROPPED: Final = """
+SELECT c.market_id, c.timeframe, c.since, c.until, c.source FROM candle_coverage c
+ WHERE c.status = 'complete'
+   AND NOT tstzrange(c.since, c.until) <@ (
+       SELECT coalesce(range_agg(tstzrange(range_start, range_end)), '{}')
+         FROM timescaledb_information.chunks
+        WHERE hypertable_schema = current_schema() AND hypertable_name = 'ohlcv')
+ ORDER BY c.market_id, c.timeframe, c.since
+"""
+
+# What there are chunks for. Columns: since, until.
+CHUNKS: Final = """
+SELECT lower(r) AS since, upper(r) AS until
+  FROM (SELECT range_agg(tstzrange(range_start, range_end)) AS ranges
+          FROM timescaledb_information.chunks
+         WHERE hypertable_schema = current_schema() AND hypertable_name = 'ohlcv') c,
+       unnest(c.ranges) AS r
+ ORDER BY 1
 """
 
 INSERT: Final = """
@@ -116,6 +141,16 @@ async def state(
     )
     known = [Stretch(*row) for row in rows]
     after = overlay(known, wanted)
+    await _replace(connection, key, known, after)
+    return _without(wanted, known, same_status=True)
+
+
+async def _replace(
+    connection: AsyncConnection,
+    key: dict[str, Any],
+    known: Sequence[Stretch],
+    after: Sequence[Stretch],
+) -> None:
     before, later = set(known), set(after)
     gone = [k.since for k in known if k not in later]
     new = [a for a in after if a not in before]
@@ -132,4 +167,46 @@ async def state(
                 "sources": [n.source for n in new],
             },
         )
-    return _without(wanted, known, same_status=True)
+
+
+async def forget_dropped(connection: AsyncConnection) -> int:
+    """Take back `complete` where the chunks are gone; returns how many stretches it cut.
+
+    Background jobs and `drop_chunks` say nothing to anybody. Before a backfill relies on what is
+    known, this makes it true; what the exchange confirmed to be empty stays so. For engines with
+    hypertables.
+    """
+    found = (await connection.execute(text(DROPPED))).all()
+    if not found:
+        return 0
+    for market_id in sorted({row.market_id for row in found}):
+        await connection.execute(
+            text("SELECT pg_advisory_xact_lock(:lock, :market_id)"),
+            {"lock": MARKET_LOCK, "market_id": market_id},
+        )
+    locked = {row.market_id for row in found}
+    # Once more, now that nobody writes them.
+    chunks = [(row.since, row.until) for row in await connection.execute(text(CHUNKS))]
+    found = [r for r in await connection.execute(text(DROPPED)) if r.market_id in locked]
+    cut = 0
+    for row in found:
+        stretch = Stretch(row.since, row.until, "complete", row.source)
+        left = _inside(stretch, chunks, TIMEFRAMES[row.timeframe])
+        # A bar may open in a chunk that is there and close in none.
+        if left != [stretch]:
+            key = {"market_id": row.market_id, "timeframe": row.timeframe}
+            await _replace(connection, key, [stretch], left)
+            cut += 1
+    return cut
+
+
+def _inside(
+    stretch: Stretch, chunks: Iterable[tuple[datetime, datetime]], frame: Timeframe
+) -> list[Stretch]:
+    """The parts of `stretch` whose bars open inside of `chunks`."""
+    parts = [
+        (max(stretch.since, frame.ceil(since)), min(stretch.until, frame.ceil(until)))
+        for since, until in chunks
+        if since < stretch.until and until > stretch.since
+    ]
+    return [Stretch(a, b, stretch.status, stretch.source) for a, b in parts if a < b]

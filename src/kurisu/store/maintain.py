@@ -15,9 +15,9 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from kurisu.domain.timeframe import TIMEFRAMES
-from kurisu.store import policies, rollups
-from kurisu.store.candle_write import MARKET_LOCK
+from kurisu.store import coverage, policies, rollups
 from kurisu.store.connect import autocommit, transaction
+from kurisu.store.coverage import MARKET_LOCK
 from kurisu.store.engine import Engine
 
 #: Rows deleted in one transaction; a longer one would hold its snapshot for minutes.
@@ -144,11 +144,7 @@ async def _maintain_community(database: AsyncEngine) -> list[str]:
     ]
     async with transaction(database) as connection:
         # What the background jobs have dropped: coverage of it would be a lie.
-        bounds = (await connection.execute(text(rollups.BOUNDS))).one()
-        if bounds.horizon is not None:
-            await _trim_coverage(
-                connection, min(bounds.horizon, bounds.oldest_chunk or bounds.horizon)
-            )
+        await coverage.forget_dropped(connection)
         chunks = list(await connection.scalars(text(DUE_FOR_COMPRESSION)))
     for chunk in chunks:
         async with autocommit(database) as connection:
