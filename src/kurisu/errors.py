@@ -9,20 +9,27 @@
     │   └── WriteRefused        a guard in the database refused rows
     ├── NotFound                a market, account or strategy that is not there
     ├── InvalidArgument         a value that a caller passed cannot be used
+    │   └── OrderBreaksRule     an order that its market would not take, with every rule it breaks
     ├── UnreadableFile          a file that cannot be read at all
     ├── LedgerRuleBroken        a value or a call that breaks a rule of the ledger
     ├── ExchangeError           an exchange could not be asked, or said no
     │   ├── ExchangeUnavailable no usable answer, after every retry: try again later
     │   │   ├── RateLimited     too many requests; it says for how long to wait
-    │   │   └── BadAnswer       what came back is no answer: HTML, cut JSON, rows without a time
+    │   │   ├── BadAnswer       what came back is no answer: HTML, cut JSON, rows without a time
+    │   │   └── OrderOutcomeUnknown  an order was sent, and no answer says what became of it
     │   ├── BadSymbol           the exchange does not list that market
     │   ├── ExchangeRefused     it understood and said no: credentials, permission, parameters
+    │   │   └── OrderRejected   an order that is surely not there
+    │   │       ├── InsufficientFunds      the account has too little for it
+    │   │       └── DuplicateClientOrderId its client id is that of an order that is there
     │   └── NotOffered          neither the exchange nor CCXT has that: timeframe, history
     └── RetentionConflict       rows older than a retention policy that the user has set
 
 Faults in data (one row of a file, one candle) are not exceptions: they are values of
 `kurisu.domain.faults`, so that one run reports all of them.
 """
+
+from collections.abc import Mapping
 
 
 class KurisuError(Exception):
@@ -59,6 +66,21 @@ class NotFound(KurisuError):
 
 class InvalidArgument(KurisuError, ValueError):
     """A value that a caller passed cannot be used."""
+
+
+class OrderBreaksRule(InvalidArgument):
+    """An order that its market would not take as it is; nothing was stored or sent.
+
+    rules: every rule that it breaks, in snake case, e.g. "amount_step".
+    """
+
+    def __init__(self, market: str, faults: Mapping[str, str]) -> None:
+        super().__init__(
+            f"{market} does not take this order: "
+            + "; ".join(f"{detail} [{rule}]" for rule, detail in faults.items())
+        )
+        self.market = market
+        self.rules = tuple(faults)
 
 
 class UnreadableFile(KurisuError):
@@ -112,12 +134,31 @@ class BadAnswer(ExchangeUnavailable):
     """What came back is no answer: HTML, JSON that ends in the middle, rows without a time."""
 
 
+class OrderOutcomeUnknown(ExchangeUnavailable):
+    """An order (or its cancel) was sent, and no answer says what became of it.
+
+    It must not be sent again: the exchange has to be asked for its client id.
+    """
+
+
 class BadSymbol(ExchangeError):
     """The exchange does not list that market, or no longer."""
 
 
 class ExchangeRefused(ExchangeError):
     """The exchange understood the request and said no: credentials, permission, parameters."""
+
+
+class OrderRejected(ExchangeRefused):
+    """An order that is surely not at the exchange: refused there, or never sent."""
+
+
+class InsufficientFunds(OrderRejected):
+    """The account has too little for the order."""
+
+
+class DuplicateClientOrderId(OrderRejected):
+    """The order's client id is that of an order that is there already."""
 
 
 class NotOffered(ExchangeError):

@@ -1,0 +1,636 @@
+"""The private side of an exchange by way of CCXT: exact in both directions, and sent once.
+
+    async with open_account(exchange_settings) as account:
+        balances = await account.fetch_balances()
+        answer = await account.create_order(NewOrder(...))
+
+Questions go through the same `Caller` as public requests: rate limits, retries. An order does not:
+it is sent once, and its failure is either sure (`OrderRejected`) or it is not
+(`OrderOutcomeUnknown`). Before it leaves, the request itself is looked at: it has to carry our id,
+the amount and the prices, digit for digit.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any, Final, TypeVar
+from urllib.parse import parse_qsl, urlsplit
+
+from kurisu.domain.execution import Execution
+from kurisu.domain.money import number_fault, parse_decimal, plain
+from kurisu.domain.order import OrderType, OrderUpdate
+from kurisu.errors import (
+    BadAnswer,
+    BadSymbol,
+    ConfigError,
+    DuplicateClientOrderId,
+    ExchangeError,
+    InsufficientFunds,
+    LedgerRuleBroken,
+    NotOffered,
+    OrderOutcomeUnknown,
+    OrderRejected,
+)
+from kurisu.exchange.ccxt_adapter import CcxtExchange
+from kurisu.exchange.clock import from_ms, to_ms
+from kurisu.exchange.exact import BrokenAnswer, reply_of
+from kurisu.exchange.markets import MarketListing
+from kurisu.exchange.private_port import (
+    ExecutionPage,
+    NewOrder,
+    OrderPage,
+    RecordQuery,
+    ReportedBalance,
+    ReportedOrder,
+    Unreadable,
+)
+from kurisu.exchange.private_venues import (
+    CAUTIOUS_LIMIT,
+    OrderLookup,
+    PrivateVenue,
+    private_venue_of,
+)
+from kurisu.exchange.settings import SECRETS, ExchangeSettings
+from kurisu.exchange.translate import translate
+
+T = TypeVar("T")
+
+#: HTTP statuses that mean: refused before anything was done with it.
+_NOT_DONE: Final = frozenset({401, 403, 404, 405, 418, 422, 429, 451})
+#: An order that is looked for in lists may have been made so much earlier by the exchange's clock.
+_LOOK_BACK: Final = timedelta(minutes=5)
+
+
+@dataclass(slots=True)
+class _Outgoing:
+    """What the request that is about to be made has to carry, and whether it was sent."""
+
+    client_order_id: str
+    numbers: Mapping[str, Decimal] = field(default_factory=dict)
+    is_sent: bool = False
+
+
+_outgoing: ContextVar[_Outgoing | None] = ContextVar("outgoing", default=None)
+
+
+class CcxtAccount:
+    """A `PrivateExchange` by way of CCXT. Made by `open_account`.
+
+    exchange: the public side, which shares its connections and limits.
+    """
+
+    def __init__(self, exchange: CcxtExchange) -> None:
+        """Raises ConfigError if credentials are missing."""
+        self.exchange = exchange
+        self._client = exchange.client
+        self._secrets = [
+            text for name in sorted(SECRETS) if (text := str(getattr(self._client, name, "") or ""))
+        ]
+        self._client.options = {
+            **self._client.options,
+            # Requests carry a time, and are refused if it is not the exchange's.
+            "adjustForTimeDifference": True,
+        }
+        self._check_credentials()
+        self._fetch = self._client.fetch
+        # On the object, not on the class: CCXT calls it for every request that it has signed.
+        self._client.fetch = self._send
+        self.private = self._described(private_venue_of(exchange.settings.exchange_id))
+
+    def __repr__(self) -> str:
+        return f"CcxtAccount({self.name})"
+
+    @property
+    def name(self) -> str:
+        return self.exchange.name
+
+    async def now(self) -> datetime:
+        """The exchange's own time."""
+        return await self._asked(self.exchange.now())
+
+    async def load_markets(self, *, reload: bool = False) -> list[MarketListing]:
+        """Every market it lists, by symbol."""
+        return await self._asked(self.exchange.load_markets(reload=reload))
+
+    async def fetch_order(
+        self,
+        symbol: str,
+        *,
+        exchange_order_id: str | None = None,
+        client_order_id: str | None = None,
+        since: datetime | None = None,
+    ) -> ReportedOrder | None:
+        """The order of either id; None if the exchange says that it does not know it."""
+        await self._listed(symbol)
+        by_id = self.private.lookup is OrderLookup.ID or (
+            exchange_order_id is not None and self._client.id != "bybit"
+        )
+        if by_id:
+            found = await self._order_by_id(symbol, exchange_order_id, client_order_id)
+        else:
+            found = await self._order_in_lists(symbol, exchange_order_id, client_order_id)
+        if found is None and since is not None and client_order_id is not None:
+            # The venue may have forgotten the id, and not the order.
+            found = await self._order_since(symbol, client_order_id, since)
+        return found
+
+    async def fetch_open_orders(self, symbol: str) -> list[ReportedOrder]:
+        """Orders of a market that are not over."""
+        await self._listed(symbol)
+        rows = await self._ask(lambda: self._client.fetch_open_orders(symbol))
+        return [self._order(row) for row in rows if row["symbol"] == symbol]
+
+    async def fetch_orders(self, symbol: str, query: RecordQuery) -> OrderPage:
+        """One request for orders, or as many as the venue has lists."""
+        await self._listed(symbol)
+        limit = self.private.order_limit or CAUTIOUS_LIMIT
+        rows: dict[str, Any] = {}
+        is_full = False
+        for method in self._order_methods(query):
+            found = await self._records(method, symbol, query, limit, "orderId")
+            is_full |= len(found) >= limit
+            rows |= {str(row["id"]): row for row in found}
+        orders, unreadable = self._read(
+            [row for row in rows.values() if row["symbol"] == symbol], "order", self._order
+        )
+        return OrderPage(orders, unreadable, is_full)
+
+    async def fetch_executions(self, symbol: str, query: RecordQuery) -> ExecutionPage:
+        """One request for fills."""
+        await self._listed(symbol)
+        limit = self.private.trade_limit or CAUTIOUS_LIMIT
+        found = await self._records("fetch_my_trades", symbol, query, limit, "fromId")
+        executions, unreadable = self._read(
+            [row for row in found if row["symbol"] == symbol], "trade", Execution.from_ccxt
+        )
+        return ExecutionPage(executions, unreadable, len(found) >= limit)
+
+    async def fetch_balances(self) -> list[ReportedBalance]:
+        """What the account has, by asset; assets of which it has nothing are left out."""
+        answer = await self._ask(self._client.fetch_balance)
+        found = []
+        for asset in sorted(answer.get("total") or ()):
+            parts = answer.get(asset) or {}
+            total, free, used = (self._number(parts.get(key)) for key in ("total", "free", "used"))
+            if total is not None and (total or free or used):
+                found.append(ReportedBalance(asset, total, free, used))
+        return found
+
+    async def create_order(self, order: NewOrder) -> ReportedOrder:
+        """Send an order, once. Raises OrderRejected if it is surely not there,
+        OrderOutcomeUnknown if it may be."""
+        await self._listed(order.symbol)
+        self._check_sendable(order)
+        numbers = {"amount": order.amount, "price": order.price, "stop_price": order.stop_price}
+        given = {name: value for name, value in numbers.items() if value is not None}
+        params: dict[str, Any] = {"clientOrderId": order.client_order_id}
+        if order.stop_price is not None:
+            side = "stopLossPrice" if order.type is OrderType.STOP_LOSS else "takeProfitPrice"
+            params[side] = plain(order.stop_price)
+        if order.post_only:
+            params["postOnly"] = True
+        if order.reduce_only:
+            params["reduceOnly"] = True
+        price = None if order.price is None else plain(order.price)
+
+        async def send() -> Any:
+            return await self._client.create_order(
+                order.symbol,
+                "market" if price is None else "limit",
+                order.side.value,
+                plain(order.amount),
+                price,
+                params,
+            )
+
+        answer = await self._once(send, _Outgoing(order.client_order_id, given))
+        answer = {**answer, "clientOrderId": answer.get("clientOrderId") or order.client_order_id}
+        try:
+            return self._order(answer)
+        except (BrokenAnswer, LedgerRuleBroken) as error:
+            raise OrderOutcomeUnknown(
+                self.name, f"the answer to order {order.client_order_id} cannot be read: {error}"
+            ) from error
+
+    async def cancel_order(
+        self, symbol: str, *, exchange_order_id: str | None, client_order_id: str | None
+    ) -> ReportedOrder | None:
+        """Ask for the end of an order. None if the exchange does not know it, or no longer."""
+        import ccxt
+
+        await self._listed(symbol)
+        params: dict[str, Any] = {}
+        if exchange_order_id is None:
+            if client_order_id is None or self.private.lookup is OrderLookup.NONE:
+                raise NotOffered(self.name, "an order without an id there cannot be canceled")
+            params = {"clientOrderId": client_order_id}
+        outgoing = _Outgoing(exchange_order_id or client_order_id or "")
+
+        async def send() -> Any:
+            try:
+                return await self._client.cancel_order(exchange_order_id, symbol, params)
+            except ccxt.OrderNotFound:
+                return None
+
+        answer = await self._once(send, outgoing)
+        if not isinstance(answer, Mapping):
+            return None
+        # Binance answers with the id of the cancel request, where other answers have the order's.
+        said = {
+            **answer,
+            "id": exchange_order_id or answer.get("id"),
+            "clientOrderId": client_order_id,
+        }
+        try:
+            return self._order(said)
+        except (BrokenAnswer, LedgerRuleBroken):
+            # It was taken; what became of the order is asked for.
+            return ReportedOrder(
+                OrderUpdate(client_order_id=client_order_id, exchange_order_id=exchange_order_id)
+            )
+
+    async def close(self) -> None:
+        """Let go of connections."""
+        await self.exchange.close()
+
+    # Requests
+
+    async def _ask(self, make: Callable[[], Awaitable[T]]) -> T:
+        """A question, asked again within the policy; a clock that went wrong is set once."""
+        import ccxt
+
+        async def attempt() -> T:
+            try:
+                return await make()
+            except ccxt.InvalidNonce:
+                await self._client.load_time_difference()
+                return await make()
+
+        return await self._asked(self.exchange.caller.call(attempt, self._exchange_now))
+
+    async def _asked(self, call: Awaitable[T]) -> T:
+        """The error's chain goes: CCXT's messages have addresses, some venues' with the key."""
+        try:
+            return await call
+        except ExchangeError as error:
+            error.__cause__ = None
+            failure = error
+        failure.__context__ = None
+        raise failure
+
+    async def _once(self, send: Callable[[], Awaitable[Any]], outgoing: _Outgoing) -> Any:
+        """One request, never made again."""
+        token = _outgoing.set(outgoing)
+        failure: ExchangeError
+        try:
+            return await send()
+        except Exception as error:
+            failure = self._failure(error, outgoing)
+        finally:
+            _outgoing.reset(token)
+        failure.__context__ = None
+        raise failure
+
+    async def _send(
+        self, url: str, method: str = "GET", headers: Any = None, body: Any = None
+    ) -> Any:
+        """CCXT's fetch; an order that does not carry what it should does not pass."""
+        outgoing = _outgoing.get()
+        if outgoing is not None and method != "GET":
+            _check_request(self.name, outgoing, url, body)
+            outgoing.is_sent = True
+        return await self._fetch(url, method, headers, body)
+
+    def _failure(self, error: Exception, outgoing: _Outgoing) -> ExchangeError:
+        """What is known of an order whose request ended in `error`."""
+        import ccxt
+
+        if isinstance(error, ExchangeError):
+            return error
+        reason = translate(self.name, error, self._secrets).error.reason
+        what = f"order {outgoing.client_order_id}: {reason}"
+        if not outgoing.is_sent or _never_connected(error):
+            return OrderRejected(self.name, f"{what}; it was not sent")
+        reply = reply_of(error)
+        status = None if reply is None else reply.status
+        if isinstance(error, ccxt.InsufficientFunds):
+            return InsufficientFunds(self.name, what)
+        if isinstance(error, ccxt.DuplicateOrderId) or (
+            isinstance(error, ccxt.ExchangeError) and "duplicate" in reason.lower()
+        ):
+            return DuplicateClientOrderId(self.name, what)
+        refusals = (
+            ccxt.InvalidOrder, ccxt.BadRequest, ccxt.AuthenticationError, ccxt.OperationRejected,
+            ccxt.ArgumentsRequired, ccxt.NotSupported, ccxt.InvalidNonce, ccxt.RateLimitExceeded,
+        )  # fmt: skip
+        if isinstance(error, refusals) or status in _NOT_DONE:
+            return OrderRejected(self.name, what)
+        return OrderOutcomeUnknown(self.name, what)
+
+    def _exchange_now(self) -> datetime | None:
+        now_ms = self.exchange.clock.now_ms()
+        return None if now_ms is None else from_ms(now_ms)
+
+    # Looking for an order
+
+    async def _order_by_id(
+        self, symbol: str, exchange_order_id: str | None, client_order_id: str | None
+    ) -> ReportedOrder | None:
+        params = {} if exchange_order_id is not None else {"clientOrderId": client_order_id}
+
+        async def ask() -> Any:
+            return await self._client.fetch_order(exchange_order_id, symbol, params)
+
+        row = await self._or_none(ask)
+        if row is None or not row.get("id"):
+            return None
+        return self._same(self._order(row), exchange_order_id, client_order_id)
+
+    async def _order_in_lists(
+        self, symbol: str, exchange_order_id: str | None, client_order_id: str | None
+    ) -> ReportedOrder | None:
+        """From the lists of open and of ended orders, which the venue filters by the id."""
+        if self._client.id == "bybit":
+            params = (
+                {"orderLinkId": client_order_id}
+                if exchange_order_id is None
+                else {"orderId": exchange_order_id}
+            )
+        else:
+            params = {"clientOrderId": client_order_id}
+        ended = "fetch_closed_orders"
+        if self._client.has.get("fetchCanceledAndClosedOrders") is True:
+            ended = "fetch_canceled_and_closed_orders"
+        for method in ("fetch_open_orders", ended):
+
+            async def ask(method: str = method) -> Any:
+                return await getattr(self._client, method)(symbol, None, None, params)
+
+            for row in await self._or_none(ask) or ():
+                found = self._same(self._order(row), exchange_order_id, client_order_id)
+                if found is not None:
+                    return found
+        return None
+
+    async def _order_since(
+        self, symbol: str, client_order_id: str, since: datetime
+    ) -> ReportedOrder | None:
+        """From the list of orders made at about that time."""
+        start = to_ms(since - _LOOK_BACK)
+        page = await self.fetch_orders(
+            symbol, RecordQuery(start, start + 2 * (to_ms(since) - start))
+        )
+        for order in (*page.orders, *await self.fetch_open_orders(symbol)):
+            if order.update.client_order_id == client_order_id:
+                return order
+        return None
+
+    async def _or_none(self, make: Callable[[], Awaitable[Any]]) -> Any:
+        """The answer; None if it is that there is no such order."""
+        import ccxt
+
+        async def attempt() -> Any:
+            try:
+                return await make()
+            except ccxt.OrderNotFound:
+                return None
+
+        return await self._ask(attempt)
+
+    @staticmethod
+    def _same(
+        found: ReportedOrder, exchange_order_id: str | None, client_order_id: str | None
+    ) -> ReportedOrder | None:
+        """A lookup that a venue ignored gives somebody else's order."""
+        if exchange_order_id is not None:
+            return found if found.update.exchange_order_id == exchange_order_id else None
+        return found if found.update.client_order_id == client_order_id else None
+
+    # Lists
+
+    def _order_methods(self, query: RecordQuery) -> list[str]:
+        """The lists of CCXT that together have every order."""
+        has = self._client.has
+        if has.get("fetchOrders") is True:
+            return ["fetch_orders"]
+        if query.from_id is not None:
+            raise NotOffered(self.name, "its orders cannot be asked for by id")
+        if has.get("fetchCanceledAndClosedOrders") is True:
+            return ["fetch_canceled_and_closed_orders", "fetch_open_orders"]
+        ended = [
+            method
+            for name, method in (
+                ("fetchClosedOrders", "fetch_closed_orders"),
+                ("fetchCanceledOrders", "fetch_canceled_orders"),
+            )
+            if has.get(name) is True
+        ]
+        if not ended:
+            raise NotOffered(self.name, "CCXT lists none of its past orders")
+        return [*ended, "fetch_open_orders"]
+
+    async def _records(
+        self, method: str, symbol: str, query: RecordQuery, limit: int, id_parameter: str
+    ) -> list[Any]:
+        params: dict[str, Any] = {}
+        if query.until_ms is not None and method != "fetch_open_orders":
+            params["until"] = query.until_ms
+        if query.from_id is not None:
+            params[id_parameter] = query.from_id
+        since = None if method == "fetch_open_orders" else query.since_ms
+        asked = None if self.private.all_markets else symbol
+
+        async def ask() -> Any:
+            return await getattr(self._client, method)(asked, since, limit, params)
+
+        rows = await self._ask(ask)
+        if not isinstance(rows, list):
+            raise BadAnswer(self.name, f"{method} gave no list")
+        return rows
+
+    def _read(
+        self, rows: list[Any], kind: str, read: Callable[[Any], T]
+    ) -> tuple[tuple[T, ...], tuple[Unreadable, ...]]:
+        found, unreadable = [], []
+        for row in rows:
+            try:
+                found.append(read(row))
+            except LedgerRuleBroken as error:
+                unreadable.append(Unreadable(f"{kind} {row.get('id')}", str(error)))
+        return tuple(found), tuple(unreadable)
+
+    def _order(self, row: Any) -> ReportedOrder:
+        """Raises LedgerRuleBroken, BrokenAnswer."""
+        if not isinstance(row, Mapping):
+            raise BrokenAnswer(f"an order is {str(row)[:100]}")
+        executions = []
+        for trade in row.get("trades") or ():
+            said = {**trade, "order": trade.get("order") or row.get("id")}
+            # Binance's answer to an order has fills without a time: they come with the trades.
+            if said.get("timestamp") is not None and said.get("id"):
+                executions.append(Execution.from_ccxt(said))
+        update = OrderUpdate.from_ccxt(row, received_at=self._exchange_now())
+        return ReportedOrder(update, _order_type(row, update), tuple(executions))
+
+    # Smaller things
+
+    async def _listed(self, symbol: str) -> None:
+        if not self._client.markets:
+            await self.load_markets()
+        if symbol not in self._client.markets:
+            raise BadSymbol(self.name, f"it does not list {symbol}")
+
+    def _check_credentials(self) -> None:
+        missing = [
+            name
+            for name, needed in (self._client.requiredCredentials or {}).items()
+            if needed and not getattr(self._client, name, None)
+        ]
+        if missing:
+            raise ConfigError(
+                f"{self.name}: its private side needs {', '.join(missing)}; name the environment "
+                "variables that hold them: `kurisu account add --help`."
+            )
+
+    def _check_sendable(self, order: NewOrder) -> None:
+        if self.private.client_ids is None or self.private.lookup is OrderLookup.NONE:
+            raise NotOffered(
+                self.name,
+                "Kurisu sends no orders there: it is not known how to find one again whose answer "
+                "was lost",
+            )
+        self.private.check_client_order_id(self.name, order.client_order_id)
+        is_spot = not self._client.markets[order.symbol].get("contract")
+        if (
+            is_spot
+            and order.price is None
+            and order.side == "buy"
+            and not self.private.market_buy_by_amount
+        ):
+            raise NotOffered(
+                self.name, "a market buy is placed by its cost there, not by an amount; use a limit"
+            )
+
+    def _number(self, value: Any) -> Decimal | None:
+        if value is None:
+            return None
+        if isinstance(value, float):
+            raise ExchangeError(
+                self.name, "CCXT computes with floats here, so its digits are not the exchange's"
+            )
+        found = parse_decimal(value)
+        if found is None or number_fault(found):
+            raise BadAnswer(self.name, f"a balance is {value!r}")
+        return found
+
+    def _described(self, venue: PrivateVenue) -> PrivateVenue:
+        """`venue`, with what CCXT's features say where nothing better is known."""
+        spot = (self._client.features or {}).get("spot") or {}
+        trades = spot.get("fetchMyTrades") or {}
+        orders = spot.get("fetchOrders") or spot.get("fetchClosedOrders") or {}
+        return replace(
+            venue,
+            trade_window_ms=venue.trade_window_ms or _days_ms(trades.get("untilDays")),
+            trade_limit=venue.trade_limit or trades.get("limit") or CAUTIOUS_LIMIT,
+            order_window_ms=venue.order_window_ms or _days_ms(orders.get("untilDays")),
+            order_limit=venue.order_limit or orders.get("limit") or CAUTIOUS_LIMIT,
+        )
+
+
+@asynccontextmanager
+async def open_account(settings: ExchangeSettings, **more: Any) -> AsyncIterator[CcxtAccount]:
+    """The account whose credentials `settings.env` names, closed at the end.
+
+    more: see `CcxtExchange`. Raises ConfigError if a variable is not set or a credential is
+    missing, NotOffered if CCXT has no such exchange.
+    """
+    exchange = CcxtExchange(settings, **more)
+    try:
+        yield CcxtAccount(exchange)
+    finally:
+        await exchange.close()
+
+
+def _order_type(row: Mapping[str, Any], update: OrderUpdate) -> OrderType | None:
+    """CCXT's types are limit and market, and for triggers whatever the venue says."""
+    said = str(row.get("type") or "").lower()
+    if update.stop_price is not None:
+        return OrderType.TAKE_PROFIT if "profit" in said else OrderType.STOP_LOSS
+    if said == "market":
+        return OrderType.MARKET
+    if said in ("limit", "limit_maker", "post_only") or update.price is not None:
+        return OrderType.LIMIT
+    return None
+
+
+def _days_ms(days: object) -> int | None:
+    return round(days * 86_400_000) if isinstance(days, int | float) else None
+
+
+def _check_request(exchange: str, outgoing: _Outgoing, url: str, body: Any) -> None:
+    """Raises OrderRejected unless the request has our id and every number, digit for digit."""
+    leaves = list(_leaves(url, body))
+    wanted = outgoing.client_order_id
+    if not any(wanted in leaf for leaf in leaves):
+        raise OrderRejected(
+            exchange, f"the request that CCXT made does not carry the id {wanted}; it was not sent"
+        )
+    for name, number in outgoing.numbers.items():
+        if not any(_spells(leaf, number) for leaf in leaves):
+            raise OrderRejected(
+                exchange,
+                f"the request that CCXT made for order {wanted} does not carry the {name} "
+                f"{plain(number)} as it is; it was not sent",
+            )
+
+
+def _spells(text: str, number: Decimal) -> bool:
+    """True if `text` is that number, without an exponent; contracts are signed on some venues."""
+    if "e" in text.lower():
+        return False
+    found = parse_decimal(text)
+    return found is not None and found.is_finite() and found.copy_abs() == number
+
+
+def _leaves(url: str, body: Any) -> Iterator[str]:
+    """Every value of a request, as text."""
+    parts = urlsplit(url)
+    yield from parts.path.split("/")
+    yield from (value for _, value in parse_qsl(parts.query))
+    if isinstance(body, bytes):
+        body = body.decode()
+    if not isinstance(body, str) or not body:
+        return
+    if body[0] in "{[":
+        yield from _values(json.loads(body, parse_float=str, parse_int=str))
+    else:
+        yield from (value for _, value in parse_qsl(body))
+
+
+def _values(value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _values(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _values(inner)
+    elif value is not None:
+        yield str(value)
+
+
+def _never_connected(error: BaseException) -> bool:
+    """True if there was no connection to send anything through."""
+    import aiohttp
+
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, aiohttp.ClientConnectorError):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False

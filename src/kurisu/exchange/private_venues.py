@@ -1,0 +1,217 @@
+"""What is known about the private side of venues: client order ids, windows, page sizes.
+
+Read in CCXT 4.5.90 (the methods are named beside each value) and in the venues' documentation. A
+venue that is not here can be read, with cautious pages; orders are not sent there, because it is
+not known how to find one again whose answer was lost.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import StrEnum
+from typing import Final
+
+from kurisu.errors import InvalidArgument
+
+#: Rows a page where neither this table nor CCXT's features know.
+CAUTIOUS_LIMIT: Final = 50
+DAY_MS: Final = 86_400_000
+
+# Crockford's base 32, small: sorts like the number, and has no letter that reads like a digit.
+_ALPHABET: Final = "0123456789abcdefghjkmnpqrstvwxyz"
+_TIME_DIGITS: Final = 9  # 45 bits of milliseconds: until the year 3084
+_RANDOM_DIGITS: Final = 16  # 80 bits
+
+
+class OrderLookup(StrEnum):
+    """How an order is found by the id that we gave it."""
+
+    ID = "id"  # one request for it
+    OPEN_AND_CLOSED = "open_and_closed"  # a filter on the lists of open and of closed orders
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class ClientIds:
+    """What a venue takes as an order's client id.
+
+    pattern: of the whole id. prefix: with which it has to begin. hexadecimal: 32 digits of it,
+    nothing else.
+    """
+
+    pattern: str
+    prefix: str = ""
+    hexadecimal: bool = False
+
+    def fits(self, client_order_id: str) -> bool:
+        return re.fullmatch(self.pattern, client_order_id) is not None
+
+    def make(self) -> str:
+        """A new id: 45 bits of time in milliseconds, so that ids sort as they were made, and 80
+        bits of chance."""
+        if self.hexadecimal:
+            return f"{time.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
+        number = (time.time_ns() // 1_000_000) << (5 * _RANDOM_DIGITS) | secrets.randbits(
+            5 * _RANDOM_DIGITS
+        )
+        digits = ""
+        for _ in range(_TIME_DIGITS + _RANDOM_DIGITS):
+            digits = _ALPHABET[number & 31] + digits
+            number >>= 5
+        return f"{self.prefix}k{digits}"
+
+
+@dataclass(frozen=True, slots=True)
+class PrivateVenue:
+    """Facts about the private side of one exchange.
+
+    client_ids: None where orders cannot be sent with an id of ours.
+    lookup: how an order is found by it.
+    absent_after: an order that the venue does not know so long after it was sent will not
+        appear any more; the request's own expiry (recvWindow) and the venue's delay are in it.
+    forgets_after: how long the venue finds an ended order by its client id; None for long.
+    market_buy_by_amount: a spot market buy takes an amount of base, not a cost.
+    trade_window_ms, trade_limit: longest window and page of one request for fills.
+    order_window_ms, order_limit: likewise for orders.
+    all_markets: a request gives the records of every market, whichever was asked for.
+    time_margin_ms: bounds in time are cut to whole seconds, or exclusive: ask so much earlier.
+    newest_without_time: with neither time nor id it gives its newest records, and fewer than a
+        page are all there are.
+    id_paging: records can be asked for from an id on (CCXT's params: fromId, orderId).
+    """
+
+    client_ids: ClientIds | None = None
+    lookup: OrderLookup = OrderLookup.NONE
+    absent_after: timedelta = timedelta(seconds=30)
+    forgets_after: timedelta | None = None
+    market_buy_by_amount: bool = False
+    trade_window_ms: int | None = None
+    trade_limit: int | None = None
+    order_window_ms: int | None = None
+    order_limit: int | None = None
+    all_markets: bool = False
+    time_margin_ms: int = 0
+    newest_without_time: bool = False
+    id_paging: bool = False
+
+    def check_client_order_id(self, exchange: str, client_order_id: str) -> None:
+        """Raises InvalidArgument if the venue would not take that id, or take another for it."""
+        if self.client_ids is None or not self.client_ids.fits(client_order_id):
+            wanted = "none" if self.client_ids is None else self.client_ids.pattern
+            raise InvalidArgument(
+                f"{exchange} does not take {client_order_id!r} as a client order id; it takes "
+                f"{wanted}"
+            )
+
+
+_BINANCE: Final = PrivateVenue(
+    # Binance's rule for newClientOrderId; sign() and create_order_request() hand it on.
+    client_ids=ClientIds(r"[.A-Z:/a-z0-9_-]{1,36}"),
+    lookup=OrderLookup.ID,  # fetch_order(): origClientOrderId
+    # recvWindow is at most a minute; CCXT's is ten seconds.
+    absent_after=timedelta(seconds=30),
+    market_buy_by_amount=True,  # quantity
+    # myTrades and allOrders: "The time between startTime and endTime can't be longer than
+    # 24 hours" (CCXT's features say 10,000 days for orders); fromId and orderId page.
+    trade_window_ms=DAY_MS,
+    trade_limit=1_000,
+    order_window_ms=DAY_MS,
+    order_limit=1_000,
+    newest_without_time=True,
+    id_paging=True,
+)
+
+PRIVATE_VENUES: Final[Mapping[str, PrivateVenue]] = {
+    "binance": _BINANCE,
+    "binanceus": _BINANCE,
+    "bybit": PrivateVenue(
+        # orderLinkId, create_order_request().
+        client_ids=ClientIds(r"[A-Za-z0-9_-]{1,36}"),
+        # fetch_order() wants acknowledgements and sees 500 orders; the lists filter by
+        # orderLinkId.
+        lookup=OrderLookup.OPEN_AND_CLOSED,
+        trade_window_ms=7 * DAY_MS,  # features: untilDays
+        trade_limit=100,
+        order_window_ms=7 * DAY_MS,
+        order_limit=50,
+    ),
+    "okx": PrivateVenue(
+        # clOrdId: letters and digits, at most 32.
+        client_ids=ClientIds(r"[A-Za-z0-9]{1,32}"),
+        lookup=OrderLookup.ID,  # fetch_order(): clOrdId
+        forgets_after=timedelta(hours=2),  # canceled without a fill
+        market_buy_by_amount=True,  # create_order_request(): tgtCcy base_ccy
+        trade_window_ms=90 * DAY_MS,
+        trade_limit=100,
+        order_window_ms=90 * DAY_MS,
+        order_limit=100,
+    ),
+    "kraken": PrivateVenue(
+        # cl_ord_id: a UUID, 32 hexadecimal digits, or up to 18 characters.
+        client_ids=ClientIds(r"[0-9a-f]{32}|[!-~]{1,18}", hexadecimal=True),
+        # fetch_order() takes a client id for userref; the lists filter by cl_ord_id.
+        lookup=OrderLookup.OPEN_AND_CLOSED,
+        market_buy_by_amount=True,  # volume
+        trade_limit=50,  # a page of TradesHistory
+        order_limit=50,  # a page of ClosedOrders
+        all_markets=True,
+        time_margin_ms=2_000,  # start is exclusive, and whole seconds
+    ),
+    "kucoin": PrivateVenue(
+        client_ids=ClientIds(r"[A-Za-z0-9_-]{1,40}"),  # clientOid
+        lookup=OrderLookup.ID,  # fetch_spot_order()
+        market_buy_by_amount=True,  # size
+        trade_window_ms=7 * DAY_MS,
+        trade_limit=100,
+        order_window_ms=7 * DAY_MS,
+        order_limit=100,
+    ),
+    "gate": PrivateVenue(
+        # text: prefix t-, at most 28 characters behind it. create_order_request() refuses more
+        # than 28 with the prefix and adds the prefix only where the first letter is no t.
+        client_ids=ClientIds(r"t-[0-9A-Za-z_.-]{1,26}", prefix="t-"),
+        lookup=OrderLookup.ID,  # fetch_order_request()
+        forgets_after=timedelta(hours=1),
+        trade_window_ms=30 * DAY_MS,
+        trade_limit=1_000,
+        order_window_ms=30 * DAY_MS,
+        order_limit=100,
+    ),
+    "htx": PrivateVenue(
+        client_ids=ClientIds(r"[0-9A-Za-z_-]{1,64}"),  # client-order-id
+        lookup=OrderLookup.ID,  # fetch_order(): clientOrderId
+        forgets_after=timedelta(hours=2),
+        trade_window_ms=2 * DAY_MS,
+        trade_limit=500,
+        order_window_ms=2 * DAY_MS,
+        order_limit=100,
+    ),
+    "bitget": PrivateVenue(
+        client_ids=ClientIds(r"[0-9A-Za-z_:#/+.-]{1,50}"),  # clientOid
+        lookup=OrderLookup.ID,  # fetch_order(): clientOid
+        trade_window_ms=90 * DAY_MS,
+        trade_limit=100,
+        order_window_ms=90 * DAY_MS,
+        order_limit=100,
+    ),
+    "mexc": PrivateVenue(
+        client_ids=ClientIds(r"[0-9A-Za-z_-]{1,32}"),  # newClientOrderId
+        lookup=OrderLookup.ID,  # fetch_order(): origClientOrderId
+        trade_window_ms=30 * DAY_MS,
+        trade_limit=100,
+        order_window_ms=7 * DAY_MS,
+        order_limit=1_000,
+    ),
+    # cid is a number, unique for a day only, and CCXT does not look for it.
+    "bitfinex": PrivateVenue(trade_limit=2_500, order_limit=2_500),
+}
+
+
+def private_venue_of(exchange_id: str) -> PrivateVenue:
+    """What is known about the CCXT exchange of that id."""
+    return PRIVATE_VENUES.get(exchange_id, PrivateVenue())
