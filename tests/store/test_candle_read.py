@@ -23,10 +23,16 @@ from bars import (
     minutes,
     native,
 )
+from rows import fetch, rollup
+from sqlalchemy import text
 
 from kurisu.domain.candle import Candle
+from kurisu.domain.timeframe import ROLLUPS
 from kurisu.errors import InvalidArgument
+from kurisu.store import rollups
+from kurisu.store.connect import autocommit
 from kurisu.store.markets import Market
+from kurisu.store.rollups import Range
 from kurisu.store.store import Store
 
 HOUR: Final = timedelta(hours=1)
@@ -356,3 +362,59 @@ async def test_volumes_beyond_one_candle_are_summed_exactly(store: Store, market
     await write(store, market, big)
     for name in ("5m", "1d", "1M"):
         assert await read(store, market, name) == aggregated(big, name), name
+
+
+NOW: Final = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+#: A candle in every twenty minutes of the last weeks: some below every watermark, some above.
+RECENT: Final = minutes(NOW - 12 * DAY, 12 * 72, step=20 * MINUTE)
+
+
+async def refreshed(store: Store, until: datetime) -> None:
+    """What a background policy that ran up to `until` leaves behind."""
+    async with autocommit(store.database) as connection:
+        for frame in ROLLUPS:
+            await rollups.refresh(connection, frame, Range(RECENT[0].time - DAY, until))
+
+
+@pytest.mark.parametrize("tier", ["community"], indirect=True)
+@pytest.mark.parametrize("back", [0, 2, 9])
+async def test_bars_on_both_sides_of_the_watermark_are_those_of_the_view(
+    store: Store, market: Market, back: int
+) -> None:
+    """Whether the candles above it are few, many or none."""
+    await insert_into(store, market, RECENT)
+    await refreshed(store, NOW - back * DAY)
+    for name in ("5m", "15m", "1h", "4h", "1d"):
+        assert await read(store, market, name) == aggregated(RECENT, name), name
+        assert await read(store, market, name) == await rollup(store, market, name), name
+        edge = NOW - back * DAY
+        for since, until in ((edge, None), (None, edge), (edge - DAY, edge + DAY), (edge, edge)):
+            assert await read(store, market, name, since, until) == [
+                b for b in aggregated(RECENT, name)
+                if (since is None or b.time >= since) and (until is None or b.time < until)
+            ], (name, since, until)  # fmt: skip
+
+
+@pytest.mark.parametrize("tier", ["community"], indirect=True)
+async def test_bars_above_the_watermark_outlive_their_candles(store: Store, market: Market) -> None:
+    """A day above the watermark of days is made from hours, once its minutes are dropped."""
+    await insert_into(store, market, RECENT)
+    async with autocommit(store.database) as connection:
+        for frame in ROLLUPS[:-1]:
+            await rollups.refresh(connection, frame, Range(RECENT[0].time - DAY, NOW))
+    await store.db.set_retention("ohlcv", "1 day")
+    await fetch(store, "SELECT drop_chunks('ohlcv', older_than => now() - INTERVAL '1 day')")
+    assert await rollup(store, market, "1d") == aggregated(RECENT, "1d")
+    assert await read(store, market, "1d") == aggregated(RECENT, "1d")
+
+
+async def insert_into(store: Store, market: Market, candles: Sequence[Candle]) -> None:
+    """Past `write`, which would refresh what it stores."""
+    async with store.database.begin() as connection:
+        await connection.execute(
+            text(
+                "INSERT INTO ohlcv (market_id, timeframe, time, open, high, low, close, volume) "
+                "VALUES (:id, '1m', :time, :open, :high, :low, :close, :volume)"
+            ),
+            [{"id": market.id, **c._asdict()} for c in candles],
+        )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import numpy as np
@@ -20,11 +20,14 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from kurisu.domain.timeframe import BASE, ROLLUPS, TIMEFRAMES, Timeframe
+from kurisu.errors import DatabaseError
+from kurisu.store import rollups
 from kurisu.store.candle_rows import NUMBERS, times_us
 from kurisu.store.candle_table import SOURCES
 from kurisu.store.candle_write import COLUMN_KINDS
 from kurisu.store.connect import driver
 from kurisu.store.copy_binary import ColumnKind, copy_to_arrow
+from kurisu.store.engine import Engine
 
 _KINDS_WITH_BARS: Final = (*COLUMN_KINDS, ("bars", ColumnKind.INT4))
 _LATEST_SCHEMA: Final = pa.schema(
@@ -32,8 +35,8 @@ _LATEST_SCHEMA: Final = pa.schema(
 )
 _VALUES: Final = ", ".join(NUMBERS)
 #: What stands for "from the beginning" and "to the end".
-EARLIEST: Final = TIMEFRAMES["1w"].origin
-LATEST: Final = datetime(9000, 1, 1, tzinfo=EARLIEST.tzinfo)
+EARLIEST: Final = datetime(1900, 1, 1, tzinfo=UTC)
+LATEST: Final = datetime(9000, 1, 1, tzinfo=UTC)
 
 # Timeframes other than 1m that a market has. Parameters: market_id. Columns: timeframe.
 NATIVE: Final = """
@@ -67,6 +70,18 @@ SELECT DISTINCT market_id FROM candle_series
 """
 
 
+# Newest 1m candle of a market in a range. Parameters: market_id, since, until. Columns: time.
+NEWEST_MINUTE: Final = """
+SELECT time FROM ohlcv
+ WHERE market_id = :market_id AND timeframe = '1m'
+   AND time >= CAST(:since AS timestamptz) AND time < CAST(:until AS timestamptz)
+ ORDER BY time DESC LIMIT 1
+"""
+
+#: Bars of so many candles are made faster than the view of an aggregate is planned.
+FEW_CANDLES: Final = 5_000
+
+
 def bucket(frame: Timeframe, column: str = "time") -> str:
     """SQL: the open time of the bar of `frame` that contains `column`."""
     if frame.is_calendar:
@@ -98,16 +113,29 @@ async def native_timeframes(connection: AsyncConnection, market_id: int) -> list
     return [frame for name, frame in TIMEFRAMES.items() if name in found]
 
 
+def opens_between(
+    frame: Timeframe, since: datetime | None, until: datetime | None
+) -> tuple[datetime, datetime]:
+    """The first open times of `frame` at or after `since` and `until`; None is without bound.
+
+    No candle lies outside of what None stands for, so that a bound beyond it means the same, and
+    the bar after the last day of the calendar is never asked for.
+    """
+    low = EARLIEST if since is None else frame.ceil(min(max(since, EARLIEST), LATEST))
+    high = LATEST if until is None else frame.ceil(min(max(until, EARLIEST), LATEST))
+    return low, high
+
+
 async def read(
     connection: AsyncConnection,
+    engine: Engine,
     market_id: int,
     frame: Timeframe,
     since: datetime | None,
     until: datetime | None,
 ) -> pa.Table:
     """Bars of one market that open in [since, until), by time; see `CandleTable` for columns."""
-    low = frame.ceil(since) if since is not None else EARLIEST
-    high = frame.ceil(until) if until is not None else LATEST
+    low, high = opens_between(frame, since, until)
     if frame == BASE:
         table = await _copy(
             connection,
@@ -117,7 +145,7 @@ async def read(
             bars=False,
         )
         return _with_sources(table, {BASE.name: table.num_rows})
-    parts = [(BASE.name, await _read_from_minutes(connection, market_id, frame, low, high))]
+    parts = [(BASE.name, await _read_from_minutes(connection, engine, market_id, frame, low, high))]
     for native in await native_timeframes(connection, market_id):
         if native == frame:
             # Before any derived one: the exchange's own bar comes first.
@@ -138,8 +166,15 @@ async def read(
 
 
 async def _read_from_minutes(
-    connection: AsyncConnection, market_id: int, frame: Timeframe, low: datetime, high: datetime
+    connection: AsyncConnection,
+    engine: Engine,
+    market_id: int,
+    frame: Timeframe,
+    low: datetime,
+    high: datetime,
 ) -> pa.Table:
+    if frame in ROLLUPS and engine.is_community:
+        return await _read_aggregate(connection, market_id, frame, low, high)
     if frame in ROLLUPS:
         query = (
             f"SELECT time, {_VALUES}, bars FROM ohlcv_{frame.name} WHERE market_id = $1 "
@@ -158,6 +193,34 @@ async def _read_from_minutes(
     return await _copy(connection, query, [market_id, low, high])
 
 
+async def _read_aggregate(
+    connection: AsyncConnection, market_id: int, frame: Timeframe, low: datetime, high: datetime
+) -> pa.Table:
+    """Bars of a rollup on Community: stored ones below the watermark, made from candles above.
+
+    That is what the aggregate's view says, too; but to plan it takes longer than to read a year.
+    """
+    stored = await rollups.stored_bars(connection, frame)
+    edge = min(max(stored.watermark, low), high)
+    select = (
+        f"SELECT time, {_VALUES}, bars FROM {{}} WHERE market_id = $1 "
+        "AND time >= $2 AND time < $3 ORDER BY time"
+    )
+    below = await _copy(connection, select.format(stored.table), [market_id, low, edge])
+    # In statements after the watermark's: what a refresh stores in between is in both.
+    newest = await connection.scalar(
+        text(NEWEST_MINUTE), {"market_id": market_id, "since": edge, "until": high}
+    )
+    if newest is None:
+        return below
+    query = select.format(f"ohlcv_{frame.name}")
+    if stored.candles_complete and newest - edge < FEW_CANDLES * BASE.length:
+        where = "market_id = $1 AND timeframe = '1m' AND time >= $2 AND time < $3"
+        query = aggregate(frame, "ohlcv", where, "count(*)")
+    above = await _copy(connection, query, [market_id, edge, high])
+    return pa.concat_tables([below, above])
+
+
 async def _read_native(
     connection: AsyncConnection, market_id: int, frame: Timeframe, low: datetime, high: datetime
 ) -> pa.Table:
@@ -172,9 +235,14 @@ async def _read_native(
 async def _copy(
     connection: AsyncConnection, query: str, arguments: Sequence[object], *, bars: bool = True
 ) -> pa.Table:
-    return await copy_to_arrow(
-        await driver(connection), query, arguments, _KINDS_WITH_BARS if bars else COLUMN_KINDS
-    )
+    kinds = _KINDS_WITH_BARS if bars else COLUMN_KINDS
+    try:
+        return await copy_to_arrow(await driver(connection), query, arguments, kinds)
+    except ValueError as error:
+        # Of a bar, since a candle with such a number is refused: volumes add up.
+        raise DatabaseError(
+            f"a bar cannot be given exactly: {error} Read it in shorter bars, or with SQL."
+        ) from error
 
 
 def _choose(parts: Sequence[tuple[str, pa.Table]]) -> pa.Table:
@@ -232,6 +300,7 @@ def _latest_query(frame: Timeframe) -> str:
 
 async def latest(
     connection: AsyncConnection,
+    engine: Engine,
     market_ids: Sequence[int],
     frame: Timeframe,
     count: int,
@@ -256,7 +325,7 @@ async def latest(
     ]
     for market_id in market_ids:
         if market_id in derived:
-            table = await _latest_derived(connection, market_id, frame, count, before)
+            table = await _latest_derived(connection, engine, market_id, frame, count, before)
             ids = pa.array(np.full(table.num_rows, market_id, dtype=np.int32))
             tables.append(table.add_column(0, "market_id", ids))
     table = tables[0] if len(tables) == 1 else pa.concat_tables(tables)
@@ -281,6 +350,7 @@ async def _derived_on_read(
 
 async def _latest_derived(
     connection: AsyncConnection,
+    engine: Engine,
     market_id: int,
     frame: Timeframe,
     count: int,
@@ -293,8 +363,9 @@ async def _latest_derived(
         return _LATEST_SCHEMA.remove(0).empty_table()
     # As far back as `count` bars reach without holes, then everything if there were some.
     length_s = 31 * 86_400 if frame.is_calendar else frame.seconds
-    since = newest - timedelta(seconds=length_s * (count + 1))
-    table = await read(connection, market_id, frame, since, before)
+    reach_s = min(length_s * (count + 1), (newest - EARLIEST).total_seconds())
+    since = newest - timedelta(seconds=reach_s)
+    table = await read(connection, engine, market_id, frame, since, before)
     if table.num_rows < count:
-        table = await read(connection, market_id, frame, None, before)
+        table = await read(connection, engine, market_id, frame, None, before)
     return table.slice(max(0, table.num_rows - count)).replace_schema_metadata(None)

@@ -46,7 +46,10 @@ def aware(given: datetime | None, name: str) -> datetime | None:
         return None
     if given.tzinfo is None:
         raise InvalidArgument(f"{name} has no time zone; use datetime(..., tzinfo=UTC)")
-    return given.astimezone(UTC)
+    try:
+        return given.astimezone(UTC)
+    except OverflowError:  # the first or last day of the calendar, seen from elsewhere
+        return given.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +160,9 @@ class Candles:
         until = self._bounded(frame, aware(until, "until"))
         async with transaction(self._store.database) as connection:
             return CandleTable(
-                await candle_read.read(connection, market.id, frame, aware(since, "since"), until)
+                await candle_read.read(
+                    connection, self._store.engine, market.id, frame, aware(since, "since"), until
+                )
             )
 
     def _bounded(self, frame: Timeframe, until: datetime | None) -> datetime | None:
@@ -180,7 +185,12 @@ class Candles:
         names = {market.id: str(market) for market in markets}
         async with transaction(self._store.database) as connection:
             table = await candle_read.latest(
-                connection, list(names), frame, count, self._bounded(frame, None)
+                connection,
+                self._store.engine,
+                list(names),
+                frame,
+                count,
+                self._bounded(frame, None),
             )
         labels = pa.array([names[i] for i in table.column("market_id").to_pylist()], pa.string())
         return table.add_column(0, "market", labels)
@@ -218,7 +228,9 @@ class Candles:
         tables = []
         async with transaction(self._store.database) as connection:
             for order, market in enumerate(markets):
-                table = await candle_read.read(connection, market.id, frame, since, until)
+                table = await candle_read.read(
+                    connection, self._store.engine, market.id, frame, since, until
+                )
                 tables.append(
                     table.replace_schema_metadata(None).append_column(
                         "order", pa.array(np.full(table.num_rows, order, dtype=np.int32))

@@ -16,7 +16,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from kurisu.domain.timeframe import BASE, TIMEFRAMES, Timeframe
-from kurisu.store.candle_read import EARLIEST, LATEST
+from kurisu.store.candle_read import opens_between
 from kurisu.store.coverage import NEAR, Stretch
 
 #: Status of a gap that nobody has asked the exchange about.
@@ -113,8 +113,7 @@ async def gaps(
 
     Without `since` from the first stored candle on, without `until` up to the last one.
     """
-    low = frame.ceil(since) if since is not None else EARLIEST
-    high = frame.ceil(until) if until is not None else LATEST
+    low, high = opens_between(frame, since, until)
     key = {"market_id": market_id, "timeframe": frame.name, "since": low, "until": high}
     bounds = (await connection.execute(text(BOUNDS), key)).one()
     holes: list[tuple[datetime, datetime]] = []

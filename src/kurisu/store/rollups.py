@@ -151,6 +151,48 @@ async def materialization(connection: AsyncConnection, name: str) -> str:
     return str(found)
 
 
+# How one aggregate stores its bars. Its table may be read as it is below the watermark; above it
+# the candles themselves count, which are all there behind the horizon. Parameters: view. Columns:
+# table (qualified), watermark, horizon (before it candles may have been dropped; null if never).
+STORED: Final = f"""
+SELECT format('%I.%I', h.schema_name, h.table_name) AS table,
+       greatest(_timescaledb_functions.to_timestamp(
+           _timescaledb_functions.cagg_watermark(h.id)), {_BEGINNING}) AS watermark,
+       (SELECT greatest(dropped_before, now() - drop_after)
+          FROM retention_policies WHERE relation = 'ohlcv') AS horizon
+  FROM _timescaledb_catalog.continuous_agg c
+  JOIN _timescaledb_catalog.hypertable h ON h.id = c.mat_hypertable_id
+ WHERE c.user_view_schema = current_schema() AND c.user_view_name = :view
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredBars:
+    """Where the bars of a rollup are, on Community.
+
+    table: of the materialised bars, which are all those before `watermark`. candles_complete:
+    every candle from the watermark on is still there, so that bars can be made from candles.
+    """
+
+    table: str
+    watermark: datetime
+    candles_complete: bool
+
+
+async def stored_bars(connection: AsyncConnection, frame: Timeframe) -> StoredBars:
+    """Where the bars of `frame` are read from without the aggregate's view.
+
+    To plan the view of 1d takes the server 7 ms, because it holds four more real-time views.
+    """
+    row = (await connection.execute(text(STORED), {"view": f"ohlcv_{frame.name}"})).one_or_none()
+    if row is None:
+        raise DatabaseError(
+            f"ohlcv_{frame.name} is not a continuous aggregate; run `kurisu db upgrade`."
+        )
+    complete = row.horizon is None or row.horizon <= row.watermark
+    return StoredBars(row.table, row.watermark, complete)
+
+
 async def watermarks(connection: AsyncConnection) -> dict[str, datetime]:
     """Up to where each aggregate is materialised, by timeframe name."""
     rows = await connection.execute(text(WATERMARKS))

@@ -12,7 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from kurisu.domain.timeframe import ROLLUPS, Timeframe
-from kurisu.store.candle_read import EARLIEST, LATEST, bucket
+from kurisu.store.candle_read import EARLIEST, LATEST, bucket, opens_between
 from kurisu.store.engine import Engine
 from kurisu.store.markets import Market
 from kurisu.store.rollups import BOUNDS
@@ -119,6 +119,7 @@ async def verify(
     horizon = await _horizon(connection, engine)
     for frame in ROLLUPS:
         checked = kept = 0
+        low, high = opens_between(frame, since, until)
         for market in markets:
             rows = (
                 await connection.execute(
@@ -126,8 +127,8 @@ async def verify(
                     {
                         "market_id": market.id,
                         # Whole bars only: of a cut one some candles would be missing.
-                        "since": frame.ceil(since) if since is not None else EARLIEST,
-                        "until": frame.ceil(until) if until is not None else LATEST,
+                        "since": low,
+                        "until": high,
                         "horizon": horizon,
                         "listed": LISTED,
                     },
