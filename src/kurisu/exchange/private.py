@@ -226,15 +226,20 @@ class CcxtAccount:
 
         await self._listed(symbol)
         params: dict[str, Any] = {}
-        if exchange_order_id is None:
+        named = exchange_order_id
+        if named is None:
             if client_order_id is None or self.private.lookup is OrderLookup.NONE:
                 raise NotOffered(self.name, "an order without an id there cannot be canceled")
-            params = {"clientOrderId": client_order_id}
+            if self._client.id == "gate":
+                named = client_order_id  # in the place of its own
+            else:
+                key = "orderLinkId" if self._client.id == "bybit" else "clientOrderId"
+                params = {key: client_order_id}
         outgoing = _Outgoing(exchange_order_id or client_order_id or "")
 
         async def send() -> Any:
             try:
-                return await self._client.cancel_order(exchange_order_id, symbol, params)
+                return await self._client.cancel_order(named, symbol, params)
             except ccxt.OrderNotFound:
                 return None
 
@@ -506,13 +511,15 @@ class CcxtAccount:
                 "was lost",
             )
         self.private.check_client_order_id(self.name, order.client_order_id)
-        is_spot = not self._client.markets[order.symbol].get("contract")
-        if (
-            is_spot
-            and order.price is None
-            and order.side == "buy"
-            and not self.private.market_buy_by_amount
-        ):
+        is_contract = bool(self._client.markets[order.symbol].get("contract"))
+        if is_contract and not self.private.contracts:
+            raise NotOffered(self.name, "Kurisu sends no orders for contracts there")
+        if order.stop_price is not None and (is_contract or not self.private.stop_orders):
+            raise NotOffered(
+                self.name, f"Kurisu sends no {order.type.value} orders for {order.symbol} there"
+            )
+        is_market_buy = order.price is None and order.stop_price is None and order.side == "buy"
+        if is_market_buy and not is_contract and not self.private.market_buy_by_amount:
             raise NotOffered(
                 self.name, "a market buy is placed by its cost there, not by an amount; use a limit"
             )

@@ -75,6 +75,9 @@ class PrivateVenue:
     absent_after: an order that the venue does not know so long after it was sent will not
         appear any more; the request's own expiry (recvWindow) and the venue's delay are in it.
     forgets_after: how long the venue finds an ended order by its client id; None for long.
+    contracts: CCXT sends our id with orders for contracts, too, and finds them by it.
+    stop_orders: triggers of spot markets are found by our id like any other order. Where this is
+        False they are kept apart from orders, or CCXT sends them as plain ones.
     market_buy_by_amount: a spot market buy takes an amount of base, not a cost.
     trade_window_ms, trade_limit: longest window and page of one request for fills.
     order_window_ms, order_limit: likewise for orders.
@@ -89,6 +92,8 @@ class PrivateVenue:
     lookup: OrderLookup = OrderLookup.NONE
     absent_after: timedelta = timedelta(seconds=30)
     forgets_after: timedelta | None = None
+    contracts: bool = False
+    stop_orders: bool = False
     market_buy_by_amount: bool = False
     trade_window_ms: int | None = None
     trade_limit: int | None = None
@@ -115,6 +120,8 @@ _BINANCE: Final = PrivateVenue(
     lookup=OrderLookup.ID,  # fetch_order(): origClientOrderId
     # recvWindow is at most a minute; CCXT's is ten seconds.
     absent_after=timedelta(seconds=30),
+    contracts=True,
+    stop_orders=True,
     market_buy_by_amount=True,  # quantity
     # myTrades and allOrders: "The time between startTime and endTime can't be longer than
     # 24 hours" (CCXT's features say 10,000 days for orders); fromId and orderId page.
@@ -135,6 +142,7 @@ PRIVATE_VENUES: Final[Mapping[str, PrivateVenue]] = {
         # fetch_order() wants acknowledgements and sees 500 orders; the lists filter by
         # orderLinkId.
         lookup=OrderLookup.OPEN_AND_CLOSED,
+        contracts=True,
         trade_window_ms=7 * DAY_MS,  # features: untilDays
         trade_limit=100,
         order_window_ms=7 * DAY_MS,
@@ -145,6 +153,7 @@ PRIVATE_VENUES: Final[Mapping[str, PrivateVenue]] = {
         client_ids=ClientIds(r"[A-Za-z0-9]{1,32}"),
         lookup=OrderLookup.ID,  # fetch_order(): clOrdId
         forgets_after=timedelta(hours=2),  # canceled without a fill
+        contracts=True,
         market_buy_by_amount=True,  # create_order_request(): tgtCcy base_ccy
         trade_window_ms=90 * DAY_MS,
         trade_limit=100,
@@ -156,6 +165,7 @@ PRIVATE_VENUES: Final[Mapping[str, PrivateVenue]] = {
         client_ids=ClientIds(r"[0-9a-f]{32}|[!-~]{1,18}", hexadecimal=True),
         # fetch_order() takes a client id for userref; the lists filter by cl_ord_id.
         lookup=OrderLookup.OPEN_AND_CLOSED,
+        stop_orders=True,
         market_buy_by_amount=True,  # volume
         trade_limit=50,  # a page of TradesHistory
         order_limit=50,  # a page of ClosedOrders
@@ -176,6 +186,7 @@ PRIVATE_VENUES: Final[Mapping[str, PrivateVenue]] = {
         # than 28 with the prefix and adds the prefix only where the first letter is no t.
         client_ids=ClientIds(r"t-[0-9A-Za-z_.-]{1,26}", prefix="t-"),
         lookup=OrderLookup.ID,  # fetch_order_request()
+        contracts=True,
         forgets_after=timedelta(hours=1),
         trade_window_ms=30 * DAY_MS,
         trade_limit=1_000,
@@ -194,6 +205,7 @@ PRIVATE_VENUES: Final[Mapping[str, PrivateVenue]] = {
     "bitget": PrivateVenue(
         client_ids=ClientIds(r"[0-9A-Za-z_:#/+.-]{1,50}"),  # clientOid
         lookup=OrderLookup.ID,  # fetch_order(): clientOid
+        contracts=True,
         trade_window_ms=90 * DAY_MS,
         trade_limit=100,
         order_window_ms=90 * DAY_MS,

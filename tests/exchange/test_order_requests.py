@@ -1,0 +1,164 @@
+"""What CCXT makes of an order, venue by venue: our id and every digit, or nothing is sent."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from decimal import Decimal
+from typing import Any
+
+import ccxt
+import pytest
+
+from kurisu.domain.execution import Side
+from kurisu.domain.order import OrderType
+from kurisu.errors import InvalidArgument, NotOffered, OrderOutcomeUnknown, OrderRejected
+from kurisu.exchange.calls import RetryPolicy
+from kurisu.exchange.ccxt_adapter import CcxtExchange
+from kurisu.exchange.private import CcxtAccount
+from kurisu.exchange.private_port import NewOrder
+from kurisu.exchange.private_venues import PRIVATE_VENUES
+from kurisu.exchange.settings import ExchangeSettings
+
+SENDING = sorted(name for name, venue in PRIVATE_VENUES.items() if venue.client_ids is not None)
+TYPES = ["LIMIT", "MARKET", "STOP_LOSS", "STOP_LOSS_LIMIT", "TAKE_PROFIT", "TAKE_PROFIT_LIMIT"]
+SPOT, SWAP = "BTC/USDT", "BTC/USDT:USDT"
+# Small enough that a float would be written with an exponent.
+PRICE, STOP, AMOUNT = Decimal("0.00000123"), Decimal("0.00000456"), Decimal("0.00001")
+
+
+class Sent(Exception):
+    """The request, instead of an answer to it."""
+
+
+@asynccontextmanager
+async def account_at(venue: str) -> AsyncIterator[tuple[CcxtAccount, list[str]]]:
+    """An account whose requests go into a list; reading gets {}, writing a time-out."""
+    names = ("apiKey", "secret", "password", "uid")
+    exchange = CcxtExchange(
+        ExchangeSettings(
+            venue, rate_limit_ms=0, options=dict.fromkeys(names, "c2VjcmV0c2VjcmV0c2VjcmV0c2Vj")
+        ),
+        policy=RetryPolicy(attempts=1),
+    )
+    account = CcxtAccount(exchange)
+    client = exchange.client
+    client.set_markets([market(client, SPOT), market(client, SWAP)])
+    client.accounts = [{"id": "7", "type": "spot"}]  # what htx asks for first
+    client.tokenBucket = {}
+    exchange._loaded = True
+    sent: list[str] = []
+
+    async def fetch(url: str, method: str = "GET", headers: Any = None, body: Any = None) -> Any:
+        if method == "GET":
+            return {}
+        sent.append(f"{url} {body}")
+        raise ccxt.RequestTimeout(f"{venue} POST {url}")
+
+    account._fetch = fetch
+    client.throttle = nothing
+    try:
+        yield account, sent
+    finally:
+        await account.close()
+
+
+async def nothing(cost: object = None) -> None:
+    """No waiting."""
+
+
+def market(client: Any, symbol: str) -> Any:
+    contract = symbol == SWAP
+    name = "BTC-USDT-SWAP" if contract else "BTC-USDT"
+    assets = {"base": "BTC", "quote": "USDT", "baseId": "BTC", "quoteId": "USDT"}
+    settle = {"settle": "USDT", "settleId": "USDT", "contractSize": "1"} if contract else {}
+    return client.safe_market_structure(
+        {**assets, **settle, "id": name, "symbol": symbol, "type": "swap" if contract else "spot",
+         "spot": not contract, "swap": contract, "future": False, "option": False,
+         "margin": False, "contract": contract, "linear": contract or None,
+         "inverse": False if contract else None, "active": True,
+         "precision": {"amount": "1" if contract else "0.00001", "price": "0.00000001"},
+         "limits": {"amount": {"min": "0.00001"}, "price": {}, "cost": {}},
+         "info": {"orderTypes": TYPES, "status": "1", "instId": name}}
+    )  # fmt: skip
+
+
+#: (symbol, side, type, price, stop)
+ORDERS: list[tuple[str, Side, OrderType, Decimal | None, Decimal | None]] = [
+    (SPOT, Side.BUY, OrderType.LIMIT, PRICE, None),
+    (SPOT, Side.BUY, OrderType.MARKET, None, None),
+    (SPOT, Side.SELL, OrderType.MARKET, None, None),
+    (SPOT, Side.SELL, OrderType.STOP_LOSS, None, STOP),
+    (SPOT, Side.SELL, OrderType.TAKE_PROFIT, PRICE, STOP),
+    (SWAP, Side.SELL, OrderType.LIMIT, PRICE, None),
+]
+
+
+@pytest.mark.parametrize("venue", SENDING)
+async def test_an_order_is_sent_digit_for_digit_or_not_at_all(venue: str) -> None:
+    async with account_at(venue) as (account, sent):
+        facts = account.private
+        assert facts.client_ids
+        for symbol, side, type_, price, stop in ORDERS:
+            sent.clear()
+            name = facts.client_ids.make()
+            amount = Decimal(7) if symbol == SWAP else AMOUNT
+            order = NewOrder(symbol, name, side, type_, amount, price, stop)
+            is_market_buy = (symbol, side, type_) == (SPOT, Side.BUY, OrderType.MARKET)
+            offered = (
+                (symbol == SPOT or facts.contracts)
+                and (stop is None or facts.stop_orders)
+                and (not is_market_buy or facts.market_buy_by_amount)
+            )
+            with pytest.raises(OrderOutcomeUnknown if offered else NotOffered):
+                await account.create_order(order)
+            assert len(sent) == offered
+            for request in sent:
+                assert name in request
+                assert all(
+                    format(number, "f") in request
+                    for number in (amount, price, stop)
+                    if number is not None
+                )
+        sent.clear()
+        with pytest.raises(OrderOutcomeUnknown):
+            await account.cancel_order(SPOT, exchange_order_id=None, client_order_id=name)
+        (request,) = sent
+        assert name in request
+
+
+async def test_what_ccxt_would_change_is_not_sent() -> None:
+    """CCXT cuts an amount to its step, and rounds a price, without a word."""
+    async with account_at("binance") as (account, sent):
+        for amount, price, named in (
+            ("0.000019", PRICE, "amount 0.000019"),
+            ("0.00001", Decimal("0.000000015"), "price 0.000000015"),
+        ):
+            order = NewOrder(
+                SPOT, "mine", Side.BUY, OrderType.LIMIT, Decimal(amount), price
+            )  # fmt: skip
+            with pytest.raises(OrderRejected, match=f"{named} as it is; it was not sent"):
+                await account.create_order(order)
+        assert not sent
+
+
+@pytest.mark.parametrize("venue", SENDING)
+def test_client_order_ids(venue: str) -> None:
+    """They fit the venue and the table, are different, and sort as they were made."""
+    ids = PRIVATE_VENUES[venue].client_ids
+    assert ids
+    made = [ids.make() for _ in range(200)]
+    assert len(set(made)) == 200
+    assert all(ids.fits(name) and len(name) <= 50 for name in made)
+    times = [name.removeprefix(ids.prefix)[:9] for name in made]
+    assert times == sorted(times)
+    with pytest.raises(InvalidArgument, match="does not take"):
+        PRIVATE_VENUES[venue].check_client_order_id(venue, "one of\nmine" * 9)
+
+
+async def test_no_order_goes_where_it_could_not_be_found_again() -> None:
+    async with account_at("bitfinex") as (account, sent):
+        order = NewOrder(SPOT, "mine", Side.BUY, OrderType.LIMIT, AMOUNT, PRICE)
+        with pytest.raises(NotOffered, match="sends no orders there"):
+            await account.create_order(order)
+        assert not sent
