@@ -20,6 +20,7 @@ from aiohttp import web
 
 from exchange_server.binance import Binance
 from exchange_server.bitfinex import Bitfinex
+from exchange_server.bitfinex_streams import BitfinexStreams
 from exchange_server.clock import VirtualClock
 from exchange_server.faults import Fault, Faults, Rule
 from exchange_server.kraken import Kraken
@@ -50,6 +51,7 @@ class ExchangeServer:
         self.bitfinex = Bitfinex(self.clock, None)
         self.kraken = Kraken(self.clock, None)
         self.streams = Streams()
+        self.bitfinex_streams = BitfinexStreams(self.bitfinex)
         self.requests: list[Request] = []
         self.port = 0
         self._loop = asyncio.new_event_loop()
@@ -88,9 +90,12 @@ class ExchangeServer:
             api = dict.fromkeys(("public", "private"), f"{base}/api/v3")
             api |= dict.fromkeys(("sapi", "sapiV2", "sapiV3", "sapiV4"), f"{base}/sapi/v1")
             streams = f"ws://127.0.0.1:{self.port}/stream/ws"
-            urls = {**api, "ws": {"spot": streams, "margin": streams}}
-            return {"urls": {"api": urls}, "options": {"fetchMarkets": ["spot"]}, **more}
-        return {"urls": {"api": dict.fromkeys(("public", "private", "v1"), base)}, **more}
+            spot = {**api, "ws": {"spot": streams, "margin": streams}}
+            return {"urls": {"api": spot}, "options": {"fetchMarkets": ["spot"]}, **more}
+        urls: dict[str, Any] = dict.fromkeys(("public", "private", "v1"), base)
+        if venue == "bitfinex":
+            urls["ws"] = {"public": f"ws://127.0.0.1:{self.port}/stream/bitfinex"}
+        return {"urls": {"api": urls}, **more}
 
     def asked(self, path: str) -> list[Request]:
         """The requests whose path contains `path`."""
@@ -112,6 +117,7 @@ class ExchangeServer:
     def cut_streams(self) -> None:
         """Cut every WebSocket connection."""
         self.run(self.streams.cut())
+        self.run(self.bitfinex_streams.cut())
 
     def _serve(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -123,6 +129,7 @@ class ExchangeServer:
     async def _start(self) -> None:
         app = web.Application()
         app.router.add_get("/stream/ws/{number}", self.streams.handle)
+        app.router.add_get("/stream/bitfinex", self.bitfinex_streams.handle)
         app.router.add_route("*", "/{venue}/{path:.*}", self._handle)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()

@@ -14,21 +14,30 @@ import importlib
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from datetime import datetime
 from difflib import get_close_matches
 from typing import Any, Final, TypeVar
 
 from kurisu.domain.money import parse_decimal
-from kurisu.errors import BadAnswer, BadSymbol, ExchangeError, NotOffered
+from kurisu.errors import BadAnswer, BadSymbol, ExchangeError, InvalidArgument, NotOffered
 from kurisu.exchange.calls import Caller, RetryPolicy, Sleep, WeightBudget
 from kurisu.exchange.clock import ExchangeClock, from_ms
 from kurisu.exchange.exact import BrokenAnswer, Reply, exact_class
 from kurisu.exchange.markets import MarketListing, Skipped, listings, precision_mode
-from kurisu.exchange.port import CandleRow, TradeAnswer, TradeQuery, TradeRow
+from kurisu.exchange.port import (
+    Batch,
+    CandleRow,
+    CandleUpdate,
+    TradeAnswer,
+    TradeQuery,
+    TradeRow,
+)
 from kurisu.exchange.settings import SECRETS, ExchangeSettings
+from kurisu.exchange.streams import Streams
+from kurisu.exchange.translate import translate
 from kurisu.exchange.venues import CAUTIOUS_LIMIT, TradePaging, Venue, venue_of
 
 T = TypeVar("T")
@@ -65,16 +74,18 @@ class CcxtExchange:
         self.clock = ExchangeClock(monotonic)
         self._venue = self._described(venue_of(settings.exchange_id))
         self._budget = WeightBudget(self._venue.weight_limit, self.clock)
+        self._secrets = [str(getattr(self.client, name, None) or "") for name in sorted(SECRETS)]
         self.caller = Caller(
             settings.name,
             settings.concurrency,
             policy or RetryPolicy(),
             self._budget,
-            secrets=[str(getattr(self.client, name, None) or "") for name in sorted(SECRETS)],
+            secrets=self._secrets,
             sleep=sleep,
             monotonic=monotonic,
             jitter=jitter,
         )
+        self._streams = Streams(self) if streams else None
         self._loaded = False
 
     def __repr__(self) -> str:
@@ -127,7 +138,7 @@ class CcxtExchange:
 
         async def ask() -> list[CandleRow]:
             rows = await self.client.fetch_ohlcv(symbol, timeframe, since_ms, asked)
-            return [self._candle(row) for row in rows]
+            return [self.candle_row(row) for row in rows]
 
         return await self._call(ask)
 
@@ -145,14 +156,53 @@ class CcxtExchange:
 
         async def ask() -> TradeAnswer:
             trades = await self.client.fetch_trades(symbol, query.since_ms, query.limit, params)
-            rows = [self._trade(trade, spot=spot) for trade in trades]
+            rows = [self.trade_row(trade, spot=spot) for trade in trades]
             return TradeAnswer(rows, self._cursor(trades))
 
         return await self._call(ask)
 
+    @property
+    def streams_trades(self) -> bool:
+        return self._streams is not None and self._streams.offers("watchTrades")
+
+    @property
+    def streams_candles(self) -> bool:
+        return self._streams is not None and self._streams.offers("watchOHLCV")
+
+    async def watch_trades(self, symbols: Sequence[str]) -> AsyncGenerator[Batch[TradeRow]]:
+        """See `StreamingExchange`."""
+        for symbol in symbols:
+            await self._listed(symbol)
+        async with aclosing(self._live().trades(symbols)) as batches:
+            async for batch in batches:
+                yield batch
+
+    async def watch_candles(
+        self, symbols: Sequence[str], timeframe: str
+    ) -> AsyncGenerator[Batch[CandleUpdate]]:
+        """See `StreamingExchange`."""
+        for symbol in symbols:
+            await self._listed(symbol)
+        async with aclosing(self._live().candles(symbols, timeframe)) as batches:
+            async for batch in batches:
+                yield batch
+
+    async def disconnect(self) -> None:
+        """Close every connection that is listened to: their iterators end."""
+        await self._live().disconnect()
+
     async def close(self) -> None:
         """Let go of connections."""
         await self.client.close()
+
+    def _live(self) -> Streams:
+        if self._streams is None:
+            raise InvalidArgument("open the exchange with streams=True to listen to it")
+        return self._streams
+
+    def translated(self, error: Exception) -> ExchangeError:
+        """What an error of CCXT means, without secrets."""
+        return translate(self.name, error, self._secrets, self._exchange_now()).error
 
     def _described(self, venue: Venue) -> Venue:
         """`venue`, with what CCXT's features say where nothing better is known."""
@@ -193,7 +243,8 @@ class CcxtExchange:
         now_ms = self.clock.now_ms()
         return None if now_ms is None else from_ms(now_ms)
 
-    def _candle(self, row: Any) -> CandleRow:
+    def candle_row(self, row: Any) -> CandleRow:
+        """One of CCXT's candles, exact."""
         if not isinstance(row, list) or len(row) < len(CandleRow._fields):
             raise BrokenAnswer(f"a candle is {str(row)[:100]}")
         time_ms, *numbers = row[: len(CandleRow._fields)]
@@ -201,7 +252,8 @@ class CcxtExchange:
             raise BrokenAnswer(f"a candle has no time: {str(row)[:100]}")
         return CandleRow(time_ms, *(self._text(value) for value in numbers))
 
-    def _trade(self, trade: Any, *, spot: bool) -> TradeRow:
+    def trade_row(self, trade: Any, *, spot: bool) -> TradeRow:
+        """One of CCXT's trades, exact."""
         time_ms, price, amount = trade["timestamp"], trade["price"], trade["amount"]
         if not isinstance(time_ms, int) or not _is_number(price) or not _is_number(amount):
             raise BrokenAnswer(f"a trade has no time, price or amount: {str(trade)[:100]}")

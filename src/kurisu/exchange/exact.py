@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cache, partial
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, Protocol
 
 
 @dataclass(slots=True)
@@ -31,6 +31,23 @@ class Reply:
 
     def header(self, name: str) -> str | None:
         return None if self.headers is None else self.headers.get(name)
+
+
+class Listener(Protocol):
+    """What hears of the WebSockets of an exact class; `kurisu.exchange.streams` has one.
+
+    client: CCXT's object for one connection.
+    """
+
+    def using(self, client: Any) -> None:
+        """A watch call of this task goes over that connection."""
+
+    def takes(self, client: Any, text: str | bytes) -> bool:
+        """True if CCXT need not see this message: the listener has read it."""
+
+    def connected(self, client: Any) -> None: ...
+
+    def lost(self, client: Any, error: object) -> None: ...
 
 
 class BrokenAnswer(Exception):  # becomes kurisu.errors.BadAnswer at the boundary
@@ -101,6 +118,7 @@ class _Exact(_CcxtClass):  # type: ignore[misc]
     safe_integer = staticmethod(whole)
     #: Called with the Reply of every response and its decoded body (None if it has none).
     kurisu_observer: Callable[[Reply, Any], None] | None = None
+    kurisu_listener: Listener | None = None
 
     @staticmethod
     def safe_timestamp(dictionary: Any, key: Any, default_value: Any = None) -> Any:
@@ -160,15 +178,35 @@ class _Exact(_CcxtClass):  # type: ignore[misc]
     def client(self, url: Any) -> Any:
         client = super().client(url)
         if "handle_text_or_binary_message" not in vars(client):
-            client.handle_text_or_binary_message = partial(_hand_on, client)
+            client.handle_text_or_binary_message = partial(_hand_on, self, client)
+        if self.kurisu_listener is not None:
+            self.kurisu_listener.using(client)
         return client
 
-    def handle_ohlcv(self, client: Any, message: Any) -> None:
+    def on_connected(self, client: Any, message: Any = None) -> None:
+        super().on_connected(client, message)
+        if self.kurisu_listener is not None:
+            self.kurisu_listener.connected(client)
+
+    def on_error(self, client: Any, error: Any) -> None:
+        # Only of the connection that is in use: CCXT would throw away the one that came after it.
+        if self.clients.get(client.url) is client:
+            super().on_error(client, error)
+        if self.kurisu_listener is not None:
+            self.kurisu_listener.lost(client, error)
+
+    def on_close(self, client: Any, error: Any) -> None:
+        if self.clients.get(client.url) is client:
+            super().on_close(client, error)
+        if self.kurisu_listener is not None:
+            self.kurisu_listener.lost(client, client.error or f"closed with code {error}")
+
+    def handle_ohlcv(self, *args: Any, **more: Any) -> Any:
         # Some of CCXT's handlers of candles (binance's, okx's) read with safe_float. It is
         # exact only for as long as the handler runs: elsewhere floats are computed with.
         self.safe_float = text_number
         try:
-            super().handle_ohlcv(client, message)
+            return super().handle_ohlcv(*args, **more)
         finally:
             del self.safe_float
 
@@ -179,13 +217,20 @@ def exact_class(base: type[Any]) -> type[Any]:
     return type(base.__name__, (_Exact, base), {})
 
 
-def _hand_on(client: Any, data: str | bytes) -> None:
+def _hand_on(exchange: Any, client: Any, data: str | bytes) -> None:
     """CCXT's handle_text_or_binary_message, with the exact decoder."""
     text = data.decode() if isinstance(data, bytes) and client.decompressBinary else data
+    listener: Listener | None = exchange.kurisu_listener
+    if listener is not None and listener.takes(client, text):
+        return
     try:
         message = decode(text) if text[:1] in ("{", "[", b"{", b"[") else text
     except ValueError:
         # The connection is of no use any more: close it, and let everybody who waits know.
         client.on_error(BrokenAnswer(f"not JSON, or cut short: {text[:BODY_CHARACTERS]!r}"))
         return
-    client.on_message_callback(client, message)
+    try:
+        client.on_message_callback(client, message)
+    except Exception as error:
+        # CCXT would stop reading from the connection, and leave everybody waiting.
+        client.on_error(error)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import NamedTuple, Protocol
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from kurisu.exchange.markets import MarketListing
 from kurisu.exchange.venues import Venue
@@ -40,6 +41,32 @@ class TradeRow(NamedTuple):
     price: str
     amount: str
     cost: str | None = None
+
+
+class CandleUpdate(NamedTuple):
+    """A candle as a stream shows it: again and again while it is open.
+
+    closed: True if the exchange says that it has closed; False if it says that it has not; None
+    if it says neither.
+    """
+
+    row: CandleRow
+    closed: bool | None = None
+
+
+Row_co = TypeVar("Row_co", covariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch(Generic[Row_co]):
+    """What came over a connection at about the same time.
+
+    rows: (symbol, row) in the order of their arrival; perhaps none. received_s: when the oldest
+    of them came, by time.monotonic().
+    """
+
+    rows: Sequence[tuple[str, Row_co]]
+    received_s: float
 
 
 class TradeAnswer(NamedTuple):
@@ -94,3 +121,30 @@ class Exchange(Protocol):
 
     async def close(self) -> None:
         """Let go of connections."""
+
+
+class StreamingExchange(Exchange, Protocol):
+    """An exchange that can be listened to, too."""
+
+    @property
+    def streams_trades(self) -> bool: ...
+
+    @property
+    def streams_candles(self) -> bool: ...
+
+    def watch_trades(self, symbols: Sequence[str]) -> AsyncGenerator[Batch[TradeRow]]:
+        """Every trade of the markets from now on, over one connection, until it is lost.
+
+        The first batch, perhaps an empty one, says that the connection stands; that a market is
+        subscribed to is only sure once it has brought a row. Ends with ExchangeError, never
+        otherwise: what was missed until the next call is for the caller to fill. Ids are of the
+        space that `fetch_trades` has. Raises BadSymbol, NotOffered.
+        """
+
+    def watch_candles(
+        self, symbols: Sequence[str], timeframe: str
+    ) -> AsyncGenerator[Batch[CandleUpdate]]:
+        """The same for candles, open and closed."""
+
+    async def disconnect(self) -> None:
+        """Close every connection that is listened to: their iterators end."""
