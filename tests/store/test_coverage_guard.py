@@ -18,7 +18,7 @@ from rows import coverage, fetch, session
 from kurisu.domain.timeframe import TIMEFRAMES
 from kurisu.errors import WriteRefused
 from kurisu.store.connect import transaction
-from kurisu.store.coverage import Stretch, _without, state
+from kurisu.store.coverage import Stretch, state, without
 from kurisu.store.markets import Market
 from kurisu.store.store import Store
 
@@ -61,7 +61,7 @@ def disjoint(draw: st.DrawFn) -> list[Stretch]:
 def test_without_takes_away_every_minute_of_the_holes(
     ranges: list[Stretch], holes: list[Stretch]
 ) -> None:
-    left = _without(ranges, holes, same_status=False)
+    left = without(ranges, holes, same_status=False)
     gone = minutes_of(holes)
     assert minutes_of(left) == {t: s for t, s in minutes_of(ranges).items() if t not in gone}
     assert all(a.until <= b.since for a, b in pairwise(left))
@@ -72,7 +72,7 @@ def test_without_same_status_takes_away_only_holes_of_that_status(
     ranges: list[Stretch], holes: list[Stretch]
 ) -> None:
     gone = {time: status for time, (status, _) in minutes_of(holes).items()}
-    assert minutes_of(_without(ranges, holes, same_status=True)) == {
+    assert minutes_of(without(ranges, holes, same_status=True)) == {
         time: said for time, said in minutes_of(ranges).items() if gone.get(time) != said[0]
     }
 

@@ -7,9 +7,9 @@ earlier one, except that nothing but rows being stored makes it `complete`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -33,6 +33,14 @@ class Stretch:
     until: datetime
     status: str
     source: str
+
+    @property
+    def kind(self) -> tuple[str | None, ...]:
+        """What neighbours have to share to be one stretch."""
+        return self.status, self.source
+
+
+S = TypeVar("S", bound=Stretch)
 
 
 # Stretches that touch or overlap a range. Parameters: market_id, timeframe, since, until.
@@ -80,33 +88,27 @@ SELECT :market_id, :timeframe, r.since, r.until, r.status, r.source
 """
 
 
-def overlay(known: Sequence[Stretch], stated: Sequence[Stretch]) -> list[Stretch]:
+def overlay(known: Sequence[S], stated: Sequence[S]) -> list[S]:
     """`known` with `stated` laid over it: sorted, disjoint, neighbours of one kind joined.
 
     Both are sorted and disjoint. A stated stretch that only repeats what is known (the same status
     there) changes nothing, its source included.
     """
-    news = _without(stated, known, same_status=True)
-    kept = _without(known, news, same_status=False)
-    joined: list[Stretch] = []
+    news = without(stated, known, same_status=True)
+    kept = without(known, news, same_status=False)
+    joined: list[S] = []
     for found in sorted([*kept, *news]):
         last = joined[-1] if joined else None
-        if last and last.until == found.since and _kind(last) == _kind(found):
-            joined[-1] = Stretch(last.since, found.until, last.status, last.source)
+        if last and last.until == found.since and last.kind == found.kind:
+            joined[-1] = replace(last, until=found.until)
         else:
             joined.append(found)
     return joined
 
 
-def _kind(found: Stretch) -> tuple[str, str]:
-    return found.status, found.source
-
-
-def _without(
-    ranges: Sequence[Stretch], holes: Sequence[Stretch], *, same_status: bool
-) -> list[Stretch]:
+def without(ranges: Sequence[S], holes: Sequence[S], *, same_status: bool) -> list[S]:
     """`ranges` minus `holes`; with `same_status` only holes of a range's own status count."""
-    result: list[Stretch] = []
+    result: list[S] = []
     start = 0
     for found in ranges:
         since = found.since
@@ -117,11 +119,11 @@ def _without(
             hole = holes[at]
             if not same_status or hole.status == found.status:
                 if hole.since > since:
-                    result.append(Stretch(since, hole.since, found.status, found.source))
+                    result.append(replace(found, since=since, until=hole.since))
                 since = max(since, hole.until)
             at += 1
         if since < found.until:
-            result.append(Stretch(since, found.until, found.status, found.source))
+            result.append(replace(found, since=since, until=found.until))
     return result
 
 
@@ -142,7 +144,48 @@ async def state(
     known = [Stretch(*row) for row in rows]
     after = overlay(known, wanted)
     await _replace(connection, key, known, after)
-    return _without(wanted, known, same_status=True)
+    return without(wanted, known, same_status=True)
+
+
+#: What a fetch may say over what is known. Candles that are stored stay known as stored, and that
+#: there were no trades stays known when a later request fails.
+_YIELDS_TO: Final = {
+    "complete": (),
+    "empty": ("complete",),
+    "outage": ("complete", "empty"),
+    "failed": ("complete", "empty"),
+}
+
+
+def yielding(stated: Sequence[Stretch], known: Sequence[Stretch]) -> list[Stretch]:
+    """What is left of `stated` where it does not contradict better knowledge; both disjoint."""
+    left: list[Stretch] = []
+    for status, better in _YIELDS_TO.items():
+        said = sorted(s for s in stated if s.status == status)
+        left += without(said, [k for k in known if k.status in better], same_status=False)
+    return sorted(left)
+
+
+async def state_fetched(
+    connection: AsyncConnection, market_id: int, frame: Timeframe, stated: Iterable[Stretch]
+) -> list[Stretch]:
+    """As `state`, for what a fetch found out: it never takes back that candles are stored."""
+    wanted = sorted(stated)
+    if not wanted:
+        return []
+    known = await read(connection, market_id, frame, wanted[0].since, wanted[-1].until)
+    return await state(connection, market_id, frame, yielding(wanted, known))
+
+
+async def read(
+    connection: AsyncConnection, market_id: int, frame: Timeframe, since: datetime, until: datetime
+) -> list[Stretch]:
+    """What is known of [since, until), by time; stretches reach beyond it where they do."""
+    rows = await connection.execute(
+        text(NEAR),
+        {"market_id": market_id, "timeframe": frame.name, "since": since, "until": until},
+    )
+    return [Stretch(*row) for row in rows if row.until > since and row.since < until]
 
 
 async def _replace(
