@@ -12,12 +12,24 @@ from kurisu.schema.candles import (
     CandleRevision,
     CandleSeries,
 )
-from kurisu.schema.ledger import Account, Balance, Execution, Order, Position
+from kurisu.schema.ledger import (
+    Account,
+    Balance,
+    Execution,
+    ExecutionCorrection,
+    LedgerEntry,
+    Order,
+    OrderCorrection,
+    Position,
+    ReportedBalance,
+    SyncCursor,
+    WaitingOrder,
+)
 from kurisu.schema.markets import Market
 from kurisu.schema.operations import RetentionPolicy, RollupPending
 from kurisu.schema.risk import RiskEvent
 from kurisu.schema.strategies import Strategy, StrategyRun
-from kurisu.schema.trades import Trade
+from kurisu.schema.trades import Trade, TradeCoverage
 
 __all__ = [
     "OHLCV",
@@ -29,13 +41,20 @@ __all__ = [
     "CandleRevision",
     "CandleSeries",
     "Execution",
+    "ExecutionCorrection",
+    "LedgerEntry",
     "Market",
     "Order",
+    "OrderCorrection",
     "Position",
+    "ReportedBalance",
     "RetentionPolicy",
     "RiskEvent",
     "RollupPending",
     "Strategy",
     "StrategyRun",
+    "SyncCursor",
     "Trade",
+    "TradeCoverage",
+    "WaitingOrder",
 ]

@@ -14,6 +14,7 @@ from sqlalchemy import (
     Index,
     Integer,
     String,
+    Text,
     UniqueConstraint,
     text,
 )
@@ -55,6 +56,17 @@ class Order(Base):
     __tablename__ = "orders"
     __table_args__ = (
         UniqueConstraint("client_order_id", name="unique_orders_client_order_id"),
+        UniqueConstraint(
+            "account_id", "market_id", "exchange_order_id", name="unique_orders_exchange_order_id"
+        ),
+        Index(
+            "unique_orders_exchange_order_id_of_run",
+            "strategy_run_id",
+            "market_id",
+            "exchange_order_id",
+            unique=True,
+            postgresql_where=text("account_id IS NULL"),
+        ),
         CheckConstraint(one_of("side", "buy", "sell"), name="side"),
         CheckConstraint(one_of("type", "limit", "market", "stop_loss", "take_profit"), name="type"),
         CheckConstraint(
@@ -113,6 +125,11 @@ class Order(Base):
     )
     created_at: Mapped[CreatedAt]
     updated_at: Mapped[CreatedAt]
+    facts: Mapped[dict[str, Any]] = mapped_column(
+        JSONB,
+        server_default=text("'{}'::jsonb"),
+        comment="What was placed and said beside what the columns hold; the ledger's own.",
+    )
 
     market: Mapped[Market] = relationship(back_populates="orders", lazy="raise")
     account: Mapped[Account | None] = relationship(back_populates="orders", lazy="raise")
@@ -122,11 +139,32 @@ class Order(Base):
 
 
 class Execution(Base):
-    """One fill of one order. The ledger's truth: appended, never changed."""
+    """One fill of one order. The ledger's truth: appended, never changed by a statement.
+
+    One that waits (order_id null) joins its order later; what later reports say of its time, cost,
+    fees and role comes by a row of execution_corrections.
+    """
 
     __tablename__ = "executions"
     __table_args__ = (
         UniqueConstraint("order_id", "trade_id", name="unique_executions_order_trade_id"),
+        UniqueConstraint(
+            "account_id",
+            "market_id",
+            "trade_id",
+            "exchange_order_id",
+            name="unique_executions_trade_id",
+        ),
+        CheckConstraint(one_of("side", "buy", "sell"), name="side"),
+        CheckConstraint(
+            "order_id IS NOT NULL OR (account_id IS NOT NULL AND exchange_order_id IS NOT NULL)",
+            name="waits_under_an_id",
+        ),
+        # The function is made by migration 0010: exact numbers as text, by asset.
+        CheckConstraint(
+            "other_fees IS NULL OR (fee IS NOT NULL AND kurisu_are_fees(other_fees))",
+            name="other_fees",
+        ),
         CheckConstraint(one_of("taker_or_maker", "taker", "maker"), name="taker_or_maker"),
         CheckConstraint("amount > 0 AND amount < 'Infinity'", name="amount"),
         CheckConstraint(
@@ -134,11 +172,25 @@ class Execution(Base):
         ),
         CheckConstraint("fee IS NULL OR fee_currency IS NOT NULL", name="fee_has_currency"),
         Index("idx_executions_time", "time"),
+        Index(
+            "idx_executions_waiting",
+            "account_id",
+            "market_id",
+            "exchange_order_id",
+            postgresql_where=text("order_id IS NULL"),
+        ),
     )
 
     id: Mapped[BigIdentity]
-    order_id: Mapped[int] = mapped_column(BigInteger, ForeignKey("orders.id"))
-    trade_id: Mapped[str] = mapped_column(String, comment="The exchange's.")
+    order_id: Mapped[int | None] = mapped_column(
+        BigInteger,
+        ForeignKey("orders.id"),
+        comment="Null while it waits: its order is unknown, or it does not fit.",
+    )
+    trade_id: Mapped[str] = mapped_column(
+        String,
+        comment="The exchange's; a second content under one id is marked: id~digits of its hash.",
+    )
     price: Mapped[Decimal] = mapped_column(MONEY, comment="Quote units per base unit.")
     amount: Mapped[Decimal] = mapped_column(MONEY, comment="Base units or contracts.")
     cost: Mapped[Decimal] = mapped_column(MONEY, comment="Quote units.")
@@ -148,8 +200,202 @@ class Execution(Base):
     fee_currency: Mapped[str | None] = mapped_column(String(20), comment="Any asset.")
     time: Mapped[datetime] = mapped_column(TIMESTAMPTZ)
     taker_or_maker: Mapped[str | None] = mapped_column(String(5))
+    account_id: Mapped[int | None] = mapped_column(
+        ForeignKey("accounts.id"), comment="Its order's."
+    )
+    market_id: Mapped[int] = mapped_column(ForeignKey("markets.id"), comment="Its order's.")
+    exchange_order_id: Mapped[str | None] = mapped_column(
+        String, comment="The order that it fills, as the exchange calls it."
+    )
+    side: Mapped[str] = mapped_column(String(4), comment="Its order's.")
+    other_fees: Mapped[dict[str, str] | None] = mapped_column(
+        JSONB, comment="Further fees: amounts as text, by asset; mostly null."
+    )
+    facts: Mapped[dict[str, Any] | None] = mapped_column(
+        JSONB, comment="Every version that was said, where there is more than one."
+    )
 
-    order: Mapped[Order] = relationship(back_populates="executions", lazy="raise")
+    order: Mapped[Order | None] = relationship(back_populates="executions", lazy="raise")
+
+
+class WaitingOrder(Base):
+    """What an exchange said of an order that is not (yet) ours; gone once it is."""
+
+    __tablename__ = "waiting_orders"
+    __table_args__ = (
+        UniqueConstraint(
+            "account_id",
+            "market_id",
+            "exchange_order_id",
+            name="unique_waiting_orders_exchange_order_id",
+        ),
+        UniqueConstraint(
+            "account_id",
+            "market_id",
+            "client_order_id",
+            name="unique_waiting_orders_client_order_id",
+        ),
+        CheckConstraint(
+            "client_order_id IS NOT NULL OR exchange_order_id IS NOT NULL", name="has_an_id"
+        ),
+    )
+
+    id: Mapped[BigIdentity]
+    account_id: Mapped[int] = mapped_column(ForeignKey("accounts.id"))
+    market_id: Mapped[int] = mapped_column(ForeignKey("markets.id"))
+    client_order_id: Mapped[str | None] = mapped_column(String, comment="As the exchange said.")
+    exchange_order_id: Mapped[str | None] = mapped_column(String, comment="As the exchange said.")
+    facts: Mapped[dict[str, Any]] = mapped_column(
+        JSONB,
+        server_default=text("'{}'::jsonb"),
+        comment="What was said of an order that is not (yet) ours.",
+    )
+    created_at: Mapped[CreatedAt]
+
+
+class OrderCorrection(Base):
+    """An end of an order that was taken back. Appended; a trigger changes the order."""
+
+    __tablename__ = "order_corrections"
+    __table_args__ = (
+        CheckConstraint(one_of("status", "open", "closed", "canceled", "failed"), name="status"),
+        Index("idx_order_corrections_order_id", "order_id"),
+    )
+
+    id: Mapped[BigIdentity]
+    order_id: Mapped[int] = mapped_column(BigInteger, ForeignKey("orders.id"))
+    status_before: Mapped[str | None] = mapped_column(String(20), comment="Filled in by a trigger.")
+    status: Mapped[str] = mapped_column(String(20), comment="What the order has from then on.")
+    reason: Mapped[str] = mapped_column(Text, comment="Why, in words.")
+    created_at: Mapped[CreatedAt]
+
+
+class ExecutionCorrection(Base):
+    """What a later report says of an execution. Appended; a trigger changes the execution."""
+
+    __tablename__ = "execution_corrections"
+    __table_args__ = (Index("idx_execution_corrections_execution_id", "execution_id"),)
+
+    id: Mapped[BigIdentity]
+    execution_id: Mapped[int] = mapped_column(BigInteger, ForeignKey("executions.id"))
+    before: Mapped[dict[str, Any] | None] = mapped_column(
+        JSONB, comment="What the row said until then; filled in by a trigger."
+    )
+    time: Mapped[datetime] = mapped_column(TIMESTAMPTZ)
+    cost: Mapped[Decimal] = mapped_column(MONEY, comment="Quote units.")
+    fee: Mapped[Decimal | None] = mapped_column(
+        MONEY, comment="In fee_currency; negative is a rebate."
+    )
+    fee_currency: Mapped[str | None] = mapped_column(String(20))
+    other_fees: Mapped[dict[str, str] | None] = mapped_column(JSONB)
+    taker_or_maker: Mapped[str | None] = mapped_column(String(5))
+    facts: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
+    reason: Mapped[str] = mapped_column(Text, comment="Why, in words.")
+    created_at: Mapped[CreatedAt]
+
+
+class LedgerEntry(Base):
+    """What moved a wallet and is no fill: an opening balance, a deposit, a correction."""
+
+    __tablename__ = "ledger_entries"
+    __table_args__ = (
+        Index(
+            "unique_ledger_entries_reference",
+            "account_id",
+            "strategy_run_id",
+            "kind",
+            "asset",
+            "reference",
+            unique=True,
+            postgresql_nulls_not_distinct=True,
+            postgresql_where=text("reference IS NOT NULL"),
+        ),
+        CheckConstraint(
+            one_of(
+                "kind",
+                "opening",
+                "deposit",
+                "withdrawal",
+                "transfer",
+                "funding",
+                "fee",
+                "reward",
+                "correction",
+            ),
+            name="kind",
+        ),
+        CheckConstraint("amount <> 0 AND amount < 'Infinity'", name="amount"),
+        CheckConstraint(
+            "account_id IS NOT NULL OR strategy_run_id IS NOT NULL", name="has_an_owner"
+        ),
+        Index("idx_ledger_entries_account_id", "account_id", "time"),
+        Index("idx_ledger_entries_strategy_run_id", "strategy_run_id"),
+    )
+
+    id: Mapped[BigIdentity]
+    account_id: Mapped[int | None] = mapped_column(ForeignKey("accounts.id"))
+    strategy_run_id: Mapped[int | None] = mapped_column(ForeignKey("strategy_runs.id"))
+    time: Mapped[datetime] = mapped_column(TIMESTAMPTZ, comment="When it happened.")
+    kind: Mapped[str] = mapped_column(String(20))
+    asset: Mapped[str] = mapped_column(String(20))
+    amount: Mapped[Decimal] = mapped_column(
+        MONEY, comment="In units of the asset; negative leaves the wallet."
+    )
+    reference: Mapped[str | None] = mapped_column(
+        String, comment="The exchange's id of it; the same one is stored once."
+    )
+    note: Mapped[str | None] = mapped_column(Text)
+    created_at: Mapped[CreatedAt]
+
+
+class ReportedBalance(Base):
+    """What an exchange said that an account has. Reconciled with the ledger, never mixed."""
+
+    __tablename__ = "reported_balances"
+    __table_args__ = (
+        UniqueConstraint("account_id", "time", "asset", name="unique_reported_balances_time"),
+        CheckConstraint("total < 'Infinity' AND used < 'Infinity'", name="finite"),
+    )
+
+    id: Mapped[BigIdentity]
+    account_id: Mapped[int] = mapped_column(ForeignKey("accounts.id"))
+    time: Mapped[datetime] = mapped_column(TIMESTAMPTZ, comment="By the exchange's clock.")
+    asset: Mapped[str] = mapped_column(String(20))
+    total: Mapped[Decimal] = mapped_column(
+        MONEY, comment="In units of the asset, as the exchange said."
+    )
+    used: Mapped[Decimal] = mapped_column(
+        MONEY, comment="Of these, held by open orders or as margin."
+    )
+
+
+class SyncCursor(Base):
+    """How far an account was read: orders, private trades, deposits."""
+
+    __tablename__ = "sync_cursors"
+    __table_args__ = (
+        UniqueConstraint(
+            "account_id",
+            "market_id",
+            "kind",
+            name="unique_sync_cursors_kind",
+            postgresql_nulls_not_distinct=True,
+        ),
+    )
+
+    id: Mapped[BigIdentity]
+    account_id: Mapped[int] = mapped_column(ForeignKey("accounts.id"))
+    market_id: Mapped[int | None] = mapped_column(
+        ForeignKey("markets.id"), comment="Null for the whole account."
+    )
+    kind: Mapped[str] = mapped_column(String(20), comment="What was read: orders, trades, ledger.")
+    until: Mapped[datetime] = mapped_column(TIMESTAMPTZ, comment="Everything before is stored.")
+    details: Mapped[dict[str, Any]] = mapped_column(
+        JSONB,
+        server_default=text("'{}'::jsonb"),
+        comment="Whatever the exchange's paging needs, e.g. the last id.",
+    )
+    updated_at: Mapped[CreatedAt]
 
 
 class Position(Base):
@@ -170,6 +416,11 @@ class Position(Base):
             "amount < 'Infinity' AND entry_price < 'Infinity' AND unrealized_pnl < 'Infinity'",
             name="finite",
         ),
+        CheckConstraint(
+            "cost_basis >= 0 AND cost_basis < 'Infinity' AND realized_pnl < 'Infinity' "
+            "AND fee_value < 'Infinity' AND mark_price < 'Infinity'",
+            name="basis_finite",
+        ),
         Index("idx_positions_market_id_time", "market_id", text("time DESC")),
         Index("idx_positions_account_id", "account_id"),
         Index("idx_positions_strategy_run_id", "strategy_run_id"),
@@ -187,6 +438,21 @@ class Position(Base):
     )
     unrealized_pnl: Mapped[Decimal | None] = mapped_column(
         MONEY, comment="Quote units (settle units for inverse); null without a mark price."
+    )
+    cost_basis: Mapped[Decimal | None] = mapped_column(
+        MONEY, comment="What the amount cost or brought, settle units; never negative."
+    )
+    realized_pnl: Mapped[Decimal | None] = mapped_column(
+        MONEY, comment="Of everything closed until then, before fees, settle units."
+    )
+    fee_value: Mapped[Decimal | None] = mapped_column(
+        MONEY, comment="Fees until then that have a value in settle units."
+    )
+    mark_price: Mapped[Decimal | None] = mapped_column(
+        MONEY, comment="Of unrealized_pnl, quote units; null without a candle."
+    )
+    mark_time: Mapped[datetime | None] = mapped_column(
+        TIMESTAMPTZ, comment="When the candle of the mark price closed."
     )
 
     market: Mapped[Market] = relationship(back_populates="positions", lazy="raise")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import CheckConstraint, ForeignKey, Index, String, text
+from sqlalchemy import CheckConstraint, ForeignKey, Index, String, UniqueConstraint, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
@@ -22,6 +22,7 @@ class RiskEvent(Base):
     __tablename__ = "risk_events"
     __table_args__ = (
         CheckConstraint(one_of("severity", "info", "warning", "critical"), name="severity"),
+        UniqueConstraint("fingerprint", name="unique_risk_events_fingerprint"),
         Index("idx_risk_events_created_at", "created_at"),
         Index("idx_risk_events_strategy_run_id", "strategy_run_id"),
     )
@@ -37,6 +38,9 @@ class RiskEvent(Base):
         JSONB, server_default=text("'{}'::jsonb"), comment="Numbers as text."
     )
     created_at: Mapped[CreatedAt]
+    fingerprint: Mapped[str | None] = mapped_column(
+        String(64), comment="Of its content; the same event is stored once."
+    )
 
     strategy: Mapped[Strategy | None] = relationship(back_populates="risk_events", lazy="raise")
     strategy_run: Mapped[StrategyRun | None] = relationship(
