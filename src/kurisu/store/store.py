@@ -11,10 +11,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from kurisu.config import Config
 from kurisu.errors import ConfigError, InvalidArgument
 from kurisu.store import layout, migrate, policies
+from kurisu.store.accounts import Accounts
 from kurisu.store.candles import Candles
 from kurisu.store.connect import make_engine, transaction
 from kurisu.store.database import Database
 from kurisu.store.engine import Engine, detect
+from kurisu.store.ledger import Ledger
 from kurisu.store.markets import Markets
 
 
@@ -37,6 +39,14 @@ class Store:
     @property
     def db(self) -> Database:
         return Database(self)
+
+    @property
+    def accounts(self) -> Accounts:
+        return Accounts(self)
+
+    @property
+    def ledger(self) -> Ledger:
+        return Ledger(self)
 
     @property
     def candles(self) -> Candles:
