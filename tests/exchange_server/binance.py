@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Any, Final
 
+from exchange_server.binance_account import BinanceAccount
 from exchange_server.clock import VirtualClock
 from exchange_server.truth import LENGTH_MS, Bar, Listing, Tick
 from exchange_server.venue import Answer, Venue
@@ -21,7 +22,8 @@ MAX_ROWS: Final = 1_000
 
 _WEIGHTS: Final = {
     "ping": 1, "time": 1, "exchangeInfo": 20, "klines": 2, "aggTrades": 4, "trades": 25,
-    "historicalTrades": 25,
+    "historicalTrades": 25, "account": 20, "order": 1, "openOrders": 6, "allOrders": 20,
+    "myTrades": 20,
 }  # fmt: skip
 _PARAMETERS: Final = {
     "klines": {"symbol", "interval", "startTime", "endTime", "limit", "timeZone"},
@@ -94,6 +96,7 @@ class Binance(Venue):
         super().__init__(clock, limit)
         self.aggregates: dict[str, Listing] = {}
         self._spans: dict[str, dict[int, tuple[int, int]]] = {}
+        self.account = BinanceAccount(clock, self.listings)
 
     def add(self, listing: Listing, aggregates: Iterable[Tick] | None = None) -> Listing:
         super().add(listing)
@@ -109,6 +112,14 @@ class Binance(Venue):
 
     def weight(self, path: str, query: Mapping[str, str]) -> int:
         return _WEIGHTS.get(path.rsplit("/", 1)[-1], 1)
+
+    def is_private(self, path: str) -> bool:
+        return self.account.owns(path)
+
+    def answer_signed(
+        self, method: str, path: str, signed: str, headers: Mapping[str, str]
+    ) -> Answer:
+        return self.account.handle(method, path, signed, headers)
 
     def usage(self, used: int) -> Mapping[str, str]:
         return {"X-MBX-USED-WEIGHT": str(used), "X-MBX-USED-WEIGHT-1M": str(used)}

@@ -12,7 +12,9 @@ class Fault(StrEnum):
     """What a server does instead of answering properly."""
 
     STATUS = "status"  # an HTTP error, with its body and Retry-After
-    TIMEOUT = "timeout"  # no answer for `seconds`
+    STATUS_AFTER = "status_after"  # an HTTP error, although what was asked for was done
+    TIMEOUT = "timeout"  # no answer for `seconds`, although what was asked for was done
+    LOST = "lost"  # no answer for `seconds`, and nothing was done
     CUT = "cut"  # the connection is cut before the answer
     CUT_BODY = "cut_body"  # the connection is cut in the middle of the answer
     TRUNCATED_JSON = "truncated_json"  # 200, but the JSON ends in the middle
@@ -28,8 +30,9 @@ class Fault(StrEnum):
 class Rule:
     """One fault for the next `times` requests whose path contains `path`.
 
-    skip: matching requests that are answered properly first. query: has to match, too.
-    status, body, retry_after: for STATUS (retry_after is the header's text). seconds: for TIMEOUT.
+    skip: matching requests that are answered properly first. query: has to match, too;
+    it has "method" beside the parameters. status, body, retry_after: for STATUS and STATUS_AFTER
+    (retry_after is the header's text). seconds: for TIMEOUT and LOST.
     """
 
     fault: Fault

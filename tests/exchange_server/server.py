@@ -15,6 +15,7 @@ from collections.abc import Coroutine, Mapping
 from email.utils import formatdate
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
+from urllib.parse import parse_qsl
 
 from aiohttp import web
 
@@ -151,18 +152,24 @@ class ExchangeServer:
         if not isinstance(venue, Venue):
             return web.Response(status=404)
         path, query = request.match_info["path"], dict(request.query)
-        rule = self.faults.take(f"{venue.name}/{path}", query)
+        signed = f"{request.rel_url.raw_query_string}{(await request.read()).decode()}"
+        query |= dict(parse_qsl(signed))
+        rule = self.faults.take(f"{venue.name}/{path}", {**query, "method": request.method})
         weight = venue.weight(path, query)
         used, wait_s = venue.meter.charge(path, weight)
         if wait_s is not None:
             answer = venue.refuse(wait_s, banned=venue.meter.banned())
-        elif rule is not None and rule.fault is Fault.STATUS:
+        elif rule is not None and rule.fault in (Fault.STATUS, Fault.LOST):
             answer = Answer(None, rule.status)
+        elif venue.is_private(path):
+            answer = venue.answer_signed(request.method, path, signed, request.headers)
         else:
             asked = venue.earlier(query) if rule and rule.fault is Fault.OVERLAP else query
             answer = venue.answer(path, asked)
         self.requests.append(
-            Request(venue.name, path, query, self.clock.now_ms(), weight, answer.status)
+            Request(
+                venue.name, path, query, self.clock.now_ms(), weight, answer.status, request.method
+            )
         )
         headers = {
             # What a client without a time endpoint goes by.
@@ -183,11 +190,11 @@ class ExchangeServer:
         headers: Mapping[str, str],
     ) -> web.StreamResponse:
         """Get it wrong, as the rule says."""
-        if rule.fault is Fault.STATUS:
+        if rule.fault in (Fault.STATUS, Fault.STATUS_AFTER):
             if rule.retry_after is not None:
                 headers = {**headers, "Retry-After": rule.retry_after}
             return _json(rule.body, rule.status, headers)
-        if rule.fault is Fault.TIMEOUT:
+        if rule.fault in (Fault.TIMEOUT, Fault.LOST):
             await asyncio.sleep(rule.seconds)
         if rule.fault is Fault.CUT and request.transport is not None:
             request.transport.abort()

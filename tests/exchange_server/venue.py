@@ -51,6 +51,16 @@ class Venue:
         """The proper answer to a request."""
         raise NotImplementedError
 
+    def is_private(self, path: str) -> bool:
+        """True if a request has to be signed."""
+        return False
+
+    def answer_signed(
+        self, method: str, path: str, signed: str, headers: Mapping[str, str]
+    ) -> Answer:
+        """The proper answer to a signed request. signed: query string and body as they came."""
+        raise NotImplementedError
+
     def refuse(self, wait_s: int, *, banned: bool) -> Answer:
         """The answer to a request that is over the limit."""
         raise NotImplementedError

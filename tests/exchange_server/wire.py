@@ -34,7 +34,10 @@ def dump(value: Any) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request as it arrived. weight: what the venue charges; status: what it answered."""
+    """One request as it arrived. weight: what the venue charges; status: what it answered.
+
+    query: its parameters; of a signed one those in its body, too.
+    """
 
     venue: str
     path: str
@@ -42,6 +45,7 @@ class Request:
     at_ms: int
     weight: int
     status: int
+    method: str = "GET"
 
 
 #: A client that goes on after this many refusals in one minute is banned (418), as Binance does.
