@@ -15,6 +15,7 @@
     ├── ExchangeError           an exchange could not be asked, or said no
     │   ├── ExchangeUnavailable no usable answer, after every retry: try again later
     │   │   ├── RateLimited     too many requests; it says for how long to wait
+    │   │   ├── InMaintenance   it says that it is being maintained
     │   │   ├── BadAnswer       what came back is no answer: HTML, cut JSON, rows without a time
     │   │   └── OrderOutcomeUnknown  an order was sent, and no answer says what became of it
     │   ├── BadSymbol           the exchange does not list that market
@@ -23,6 +24,7 @@
     │   │       ├── InsufficientFunds      the account has too little for it
     │   │       └── DuplicateClientOrderId its client id is that of an order that is there
     │   └── NotOffered          neither the exchange nor CCXT has that: timeframe, history
+    ├── IdSpaceConflict         trades whose ids are of another kind than the stored ones
     └── RetentionConflict       rows older than a retention policy that the user has set
 
 Faults in data (one row of a file, one candle) are not exceptions: they are values of
@@ -105,6 +107,23 @@ class LedgerRuleBroken(KurisuError):
         self.detail = detail
 
 
+class IdSpaceConflict(KurisuError):
+    """Trades whose ids are of another kind than those that the market holds; nothing was stored.
+
+    market: its name. stored, given: what kind: raw, aggregate or derived.
+    """
+
+    def __init__(self, market: str, stored: str, given: str) -> None:
+        super().__init__(
+            f"{market} holds trades with {stored} ids, and these have {given} ids. Ids of two "
+            "kinds cannot be compared, so a market holds one kind, and nothing was stored. Take "
+            f"trades with {stored} ids, or keep these under an exchange name of their own."
+        )
+        self.market = market
+        self.stored = stored
+        self.given = given
+
+
 class RetentionConflict(KurisuError):
     """Rows older than a retention policy that the user has set; nothing was stored."""
 
@@ -128,6 +147,10 @@ class RateLimited(ExchangeUnavailable):
     def __init__(self, exchange: str, reason: str, retry_after_s: float | None = None) -> None:
         super().__init__(exchange, reason)
         self.retry_after_s = retry_after_s
+
+
+class InMaintenance(ExchangeUnavailable):
+    """The exchange says that it is being maintained."""
 
 
 class BadAnswer(ExchangeUnavailable):

@@ -8,7 +8,7 @@ candles, which also say where to go on.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -77,7 +77,7 @@ async def candle_pages(
     until: datetime | None = None,
     *,
     grace: timedelta = timedelta(seconds=2),
-) -> AsyncIterator[CandlePage]:
+) -> AsyncGenerator[CandlePage]:
     """Every candle that opens in [since, until) and has closed, oldest first.
 
     until: None for everything that has closed by now. grace: how long after its close a candle is

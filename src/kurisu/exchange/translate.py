@@ -19,6 +19,7 @@ from kurisu.errors import (
     ExchangeError,
     ExchangeRefused,
     ExchangeUnavailable,
+    InMaintenance,
     NotOffered,
     RateLimited,
 )
@@ -57,6 +58,8 @@ def translate(
         return Failure(limited, passes=True, banned=reply.status == _BANNED)
     if isinstance(error, BrokenAnswer):
         return Failure(BadAnswer(exchange, text), passes=True)
+    if isinstance(error, ccxt.OnMaintenance):
+        return Failure(InMaintenance(exchange, text), passes=True)
     if isinstance(error, ccxt.BadSymbol):
         return Failure(BadSymbol(exchange, text), passes=False)
     if isinstance(error, ccxt.NotSupported):

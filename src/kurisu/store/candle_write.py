@@ -9,7 +9,7 @@ where even an INSERT that conflicts would decompress.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
@@ -120,8 +120,12 @@ async def write(
     frame: Timeframe,
     candles: CleanCandles,
     source: str,
+    known: Sequence[Stretch] = (),
 ) -> WriteReport:
-    """Store `candles` in the connection's transaction. Raises WriteRefused, DatabaseError."""
+    """Store `candles` in the connection's transaction. Raises WriteRefused, DatabaseError.
+
+    known: stretches without candles, and what a fetch found out about them.
+    """
     report = WriteReport(
         read=candles.read,
         duplicates=candles.duplicates,
@@ -149,6 +153,7 @@ async def write(
             for since, until in runs(candles.times, frame)
         ],
     )
+    await coverage.state_fetched(connection, market_id, frame, known)
     return report
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from kurisu.domain.candle import Candle
@@ -21,6 +22,7 @@ from kurisu.store import (
     candle_read,
     candle_rows,
     candle_write,
+    coverage,
     coverage_read,
     markets,
     policies,
@@ -28,7 +30,8 @@ from kurisu.store import (
 )
 from kurisu.store.candle_table import CandleTable
 from kurisu.store.candle_write import WriteReport
-from kurisu.store.connect import transaction
+from kurisu.store.connect import reading, transaction
+from kurisu.store.coverage import Stretch
 from kurisu.store.coverage_read import Gap
 from kurisu.store.markets import Market
 from kurisu.store.verify import VerifyReport, verify
@@ -50,6 +53,27 @@ def aware(given: datetime | None, name: str) -> datetime | None:
         return given.astimezone(UTC)
     except OverflowError:  # the first or last day of the calendar, seen from elsewhere
         return given.replace(tzinfo=UTC)
+
+
+def _ranges(report: WriteReport) -> list[rollups.Range]:
+    return [
+        rollups.Range(candle_rows.from_us(since), candle_rows.from_us(until))
+        for since, until in report.touched
+    ]
+
+
+def _failed(
+    found: candle_rows.CleanCandles, rows: pa.Table, frame: Timeframe, source: str
+) -> list[Stretch]:
+    """The bars of rejected rows: the exchange has something there that cannot be stored."""
+    if not found.rejects:
+        return []
+    at = pa.array(sorted({reject.row - 1 for reject in found.rejects}))
+    opened = {frame.open_time(time) for time in rows.column("time").take(at).to_pylist() if time}
+    taken = {candle_rows.from_us(int(time)) for time in found.times}
+    return [
+        Stretch(time, frame.close_time(time), "failed", source) for time in sorted(opened - taken)
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,42 +124,88 @@ class Candles:
         clock = (aware(now, "now") or datetime.now(UTC)) - grace
         # Off the event loop: a million rows are a second of work, of rejected ones several.
         found = await asyncio.to_thread(candle_rows.clean, rows, frame, clock)
-        store = self._store
         note = None
         if found.table.num_rows:
-            note = await self._make_room(found, allow_expiring=allow_expiring)
-        keeps_rollups = store.engine.is_community and frame == BASE
-        noted = False
-        async with transaction(store.database) as connection:
-            if isinstance(market, MarketName):
-                market, _ = await markets.ensure(connection, market)
-            report = await candle_write.write(
-                connection, store.engine, market.id, frame, found, source
-            )
-            touched = [
-                rollups.Range(candle_rows.from_us(since), candle_rows.from_us(until))
-                for since, until in report.touched
-            ]
-            if keeps_rollups and touched:
-                noted = await rollups.note_pending(connection, touched)
-        if keeps_rollups:
-            await rollups.settle(store.database, touched, noted=noted)
+            note = await self.make_room(found.times, allow_expiring=allow_expiring)
+        report, noted = await self._store_clean(market, frame, found, source, [])
+        if self._store.engine.is_community and frame == BASE:
+            await rollups.settle(self._store.database, _ranges(report), noted=noted)
         if note is not None:
             report.notes.append(note)
         report.seconds = time.perf_counter() - started
         return report
 
-    async def _make_room(
-        self, found: candle_rows.CleanCandles, *, allow_expiring: bool
+    async def write_fetched(
+        self,
+        market: Market,
+        timeframe: str | Timeframe,
+        rows: pa.Table,
+        known: Iterable[Stretch],
+        *,
+        now: datetime,
+        source: str = "rest",
+    ) -> WriteReport:
+        """Store what an exchange answered: candles, and what is known where there are none.
+
+        As `write`, in one transaction, with three differences. known: stretches without candles
+        and their status, which never take back that candles are stored. Bars whose row was
+        rejected become `failed`. Room in the retention policy is the caller's to make
+        (`make_room`), and on Community rollups stay pending until `settle`, because a refresh
+        after each page would cost more than the page.
+        """
+        started = time.perf_counter()
+        frame = timeframe_of(timeframe)
+        found = await asyncio.to_thread(candle_rows.clean, rows, frame, now)
+        stated = [*known, *_failed(found, rows, frame, source)]
+        report, _ = await self._store_clean(market, frame, found, source, stated)
+        report.seconds = time.perf_counter() - started
+        return report
+
+    async def _store_clean(
+        self,
+        market: Market | MarketName,
+        frame: Timeframe,
+        found: candle_rows.CleanCandles,
+        source: str,
+        known: Sequence[Stretch],
+    ) -> tuple[WriteReport, bool]:
+        """One transaction; and whether it left something for a refresh."""
+        store = self._store
+        async with transaction(store.database) as connection:
+            if isinstance(market, MarketName):
+                market, _ = await markets.ensure(connection, market)
+            report = await candle_write.write(
+                connection, store.engine, market.id, frame, found, source, known
+            )
+            noted = False
+            if store.engine.is_community and frame == BASE and report.touched:
+                noted = await rollups.note_pending(connection, _ranges(report))
+        return report, noted
+
+    async def settle(self, touched: Sequence[tuple[datetime, datetime]] = ()) -> None:
+        """Bring rollups up to date after `write_fetched`; touched: (since, until) of its rows.
+
+        Only TimescaleDB Community needs it; elsewhere it does nothing.
+        """
+        if self._store.engine.is_community:
+            ranges = rollups.merge([rollups.Range(*one) for one in touched], rollups.MERGE_WITHIN)
+            await rollups.settle(self._store.database, ranges, noted=False)
+
+    async def make_room(
+        self, times: npt.NDArray[np.int64], *, allow_expiring: bool = False
     ) -> str | None:
-        """The policy first, in a transaction of its own: a background job must not see the rows
-        before it."""
-        oldest = candle_rows.from_us(int(found.times[0]))
+        """Before candles that open at `times` (microseconds, by time) are stored: see to it that
+        no retention policy drops them again.
+
+        The policy first, in a transaction of its own: a background job must not see the rows
+        before it. Returns a line about what was done, or None. Raises RetentionConflict.
+        """
+        oldest = candle_rows.from_us(int(times[0]))
         async with transaction(self._store.database) as connection:
             cutoff = (await policies.read(connection))["ohlcv"].cutoff
             if cutoff is None or oldest >= cutoff:
                 return None
-            expiring = int(np.count_nonzero(found.times < candle_rows.to_us(cutoff)))
+            expiring = int(np.count_nonzero(times < candle_rows.to_us(cutoff)))
             return await policies.make_room(
                 connection,
                 self._store.engine,
@@ -144,6 +214,48 @@ class Candles:
                 expiring,
                 allow_expiring=allow_expiring,
             )
+
+    async def coverage(
+        self, market: Market, timeframe: str | Timeframe, since: datetime, until: datetime
+    ) -> list[Stretch]:
+        """What is known of [since, until), by time: disjoint stretches, cut to that range.
+
+        Between them nothing was fetched. Unlike `gaps` it does not look at the candles.
+        """
+        low, high = aware(since, "since"), aware(until, "until")
+        assert low is not None
+        assert high is not None
+        async with transaction(self._store.database) as connection:
+            found = await coverage.read(connection, market.id, timeframe_of(timeframe), low, high)
+        return [
+            replace(one, since=max(one.since, low), until=min(one.until, high)) for one in found
+        ]
+
+    async def first_known(
+        self, market: Market, timeframe: str | Timeframe, status: str | None = None
+    ) -> datetime | None:
+        """Where the first known stretch begins, of that status if one is given; None if none is."""
+        async with transaction(self._store.database) as connection:
+            return await coverage.first(connection, market.id, timeframe_of(timeframe), status)
+
+    async def check_room(self, oldest: datetime, rows: int) -> None:
+        """Raises RetentionConflict if a policy that the user has set would drop candles from
+        `oldest` on; changes nothing. rows: about how many there are, for the message."""
+        async with transaction(self._store.database) as connection:
+            policy = (await policies.read(connection))["ohlcv"]
+            if policy.cutoff is None or oldest >= policy.cutoff or policy.origin == "default":
+                return
+            await policies.make_room(
+                connection, self._store.engine, "ohlcv", oldest, rows, allow_expiring=False
+            )
+
+    async def forget_dropped(self) -> int:
+        """Take back that candles are stored where somebody dropped their chunks; how many
+        stretches that cut. Only hypertables have chunks."""
+        if not self._store.engine.has_hypertables:
+            return 0
+        async with transaction(self._store.database) as connection:
+            return await coverage.forget_dropped(connection)
 
     async def read(
         self,
@@ -158,7 +270,7 @@ class Candles:
         """
         frame = timeframe_of(timeframe)
         until = self._bounded(frame, aware(until, "until"))
-        async with transaction(self._store.database) as connection:
+        async with reading(self._store.database) as connection:
             return CandleTable(
                 await candle_read.read(
                     connection, self._store.engine, market.id, frame, aware(since, "since"), until
@@ -183,7 +295,7 @@ class Candles:
             raise InvalidArgument(f"count is {count}; it has to be at least 1")
         frame = timeframe_of(timeframe)
         names = {market.id: str(market) for market in markets}
-        async with transaction(self._store.database) as connection:
+        async with reading(self._store.database) as connection:
             table = await candle_read.latest(
                 connection,
                 self._store.engine,
@@ -226,7 +338,7 @@ class Candles:
         self, markets: Sequence[Market], frame: Timeframe, since: datetime, until: datetime
     ) -> AsyncIterator[tuple[Market, Candle]]:
         tables = []
-        async with transaction(self._store.database) as connection:
+        async with reading(self._store.database) as connection:
             for order, market in enumerate(markets):
                 table = await candle_read.read(
                     connection, self._store.engine, market.id, frame, since, until
@@ -245,7 +357,7 @@ class Candles:
     async def _extent(
         self, markets: Sequence[Market], frame: Timeframe
     ) -> tuple[datetime | None, datetime | None]:
-        async with transaction(self._store.database) as connection:
+        async with reading(self._store.database) as connection:
             return await coverage_read.extent(connection, [m.id for m in markets], frame)
 
     async def gaps(
@@ -259,7 +371,7 @@ class Candles:
 
         Without bounds: between the first and the last stored candle.
         """
-        async with transaction(self._store.database) as connection:
+        async with reading(self._store.database) as connection:
             return await coverage_read.gaps(
                 connection, market.id, timeframe_of(timeframe),
                 aware(since, "since"), aware(until, "until"),
@@ -274,7 +386,7 @@ class Candles:
         """Recompute every rollup from 1m and compare, digit for digit; all markets by default."""
         if markets is None:
             markets = await self._store.markets.list()
-        async with transaction(self._store.database) as connection:
+        async with reading(self._store.database) as connection:
             return await verify(
                 connection, self._store.engine, markets,
                 aware(since, "since"), aware(until, "until"),

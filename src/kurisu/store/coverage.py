@@ -177,6 +177,26 @@ async def state_fetched(
     return await state(connection, market_id, frame, yielding(wanted, known))
 
 
+# Where the first known stretch begins. Parameters: market_id, timeframe, status (or null). Columns:
+# since.
+FIRST: Final = """
+SELECT since FROM candle_coverage
+ WHERE market_id = :market_id AND timeframe = :timeframe
+   AND status = coalesce(CAST(:status AS text), status)
+ ORDER BY since LIMIT 1
+"""
+
+
+async def first(
+    connection: AsyncConnection, market_id: int, frame: Timeframe, status: str | None
+) -> datetime | None:
+    """Where the first known stretch begins, of that status if one is given."""
+    found: datetime | None = await connection.scalar(
+        text(FIRST), {"market_id": market_id, "timeframe": frame.name, "status": status}
+    )
+    return found
+
+
 async def read(
     connection: AsyncConnection, market_id: int, frame: Timeframe, since: datetime, until: datetime
 ) -> list[Stretch]:

@@ -131,6 +131,15 @@ async def sync(
     return report
 
 
+async def describe(connection: AsyncConnection, market_id: int, listing: MarketListing) -> None:
+    """Fill in the rules of a market."""
+    await connection.execute(
+        update(MarketRow)
+        .where(MarketRow.id == market_id)
+        .values(**_columns(listing), updated_at=func.now())
+    )
+
+
 def _columns(listing: MarketListing) -> dict[str, Any]:
     name = listing.name
     return {

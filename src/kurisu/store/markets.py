@@ -141,6 +141,15 @@ class Markets:
         async with transaction(self._store.database) as connection:
             return (await ensure(connection, name))[0]
 
+    async def add(self, listing: MarketListing) -> Market:
+        """The market as its exchange lists it; one that is there with its rules stays as it is."""
+        async with transaction(self._store.database) as connection:
+            found, _ = await ensure(connection, listing.name)
+            if found.exchange_symbol is None:
+                await market_sync.describe(connection, found.id, listing)
+                found, _ = await ensure(connection, listing.name)
+            return found
+
     async def list(
         self,
         exchange: str | None = None,

@@ -1,0 +1,530 @@
+"""Backfill: the candles of a range that the database does not have, and why there are none.
+
+In: a store, an open exchange, markets, a range. Out: a `BackfillReport`; the database holds every
+candle that the exchange gave, and `candle_coverage` says of every other bar what is known about it:
+
+    empty    the exchange confirmed that there were no trades
+    outage   no market of the exchange has a candle there, or it says that it is being maintained
+    failed   it was asked and did not answer, does not tell, or sent what cannot be stored
+
+What is `complete` or `empty` is not asked for again. The range is cut into pieces, which several
+walkers fetch, page by page; a writer for each market stores the pages that have arrived, rows and
+coverage in one transaction. A killed backfill loses the pages in flight; the next one resumes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Final, Protocol
+
+from kurisu.domain.faults import Reject
+from kurisu.domain.timeframe import TIMEFRAMES, Timeframe
+from kurisu.errors import (
+    BadSymbol,
+    ExchangeError,
+    ExchangeUnavailable,
+    InMaintenance,
+    InvalidArgument,
+    KurisuError,
+    NotOffered,
+)
+from kurisu.exchange.candles import (
+    EMPTY_AGE,
+    REFETCHED_CANDLES,
+    CandlePage,
+    PageStatus,
+    candle_pages,
+    candle_table,
+)
+from kurisu.exchange.clock import from_ms, to_ms
+from kurisu.exchange.port import Exchange
+from kurisu.exchange.venues import CAUTIOUS_LIMIT
+from kurisu.ingest.candle_writer import Fetched, MarketWriter
+from kurisu.ingest.outages import Span, Witnesses
+from kurisu.store.coverage import Stretch
+from kurisu.store.markets import Market
+from kurisu.store.store import Store
+
+#: Pages of a piece: what one walker fetches in a row, and what is one job of `kurisu worker`.
+PIECE_PAGES: Final = 50
+#: Requests in a row that fail, after their own retries, before the backfill gives up: so many more
+#: than there are walkers.
+PATIENCE: Final = 2
+#: What `candle_coverage` names as the source.
+SOURCE: Final = "rest"
+
+_DAY: Final = TIMEFRAMES["1d"]
+
+
+class Watch(Protocol):
+    """Somebody who watches a backfill; the command's progress bars."""
+
+    def begin(self, market: str, bars: int) -> None:
+        """`bars` of a market are going to be fetched; called again when there are more."""
+
+    def advance(self, market: str, bars: int) -> None:
+        """So many are known now."""
+
+    def end(self, market: str) -> None:
+        """Nothing is left of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A stretch that could not be fetched, and why."""
+
+    since: datetime
+    until: datetime
+    status: str
+    reason: str
+
+
+@dataclass(slots=True)
+class MarketBackfill:
+    """What became of one market.
+
+    since, until: what was asked for, in whole bars; until is the close of the newest closed bar
+        where none was given. fetched: candles that arrived. updated: of those, stored ones that
+        the exchange has changed. requested: bars that were not known before.
+    coverage: what is known of the range now, cut to it; `missing` where nothing is, `young` at its
+        end where the newest bars have no candles and may still get some.
+    problems: by time. rejects: rows that cannot be stored.
+    """
+
+    market: str
+    timeframe: str
+    since: datetime
+    until: datetime
+    requested: int = 0
+    fetched: int = 0
+    inserted: int = 0
+    updated: int = 0
+    unchanged: int = 0
+    repeated: int = 0
+    contradicted: int = 0
+    rejects: list[Reject] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    coverage: list[Stretch] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def bars(self, status: str) -> int:
+        """Bars of the range with that status."""
+        frame = TIMEFRAMES[self.timeframe]
+        return sum(
+            count_bars(frame, one.since, one.until) for one in self.coverage if one.status == status
+        )
+
+    @property
+    def is_done(self) -> bool:
+        """Everything is complete or empty, but for the newest bars if nobody traded lately."""
+        return all(one.status in ("complete", "empty", "young") for one in self.coverage)
+
+
+@dataclass(slots=True)
+class BackfillReport:
+    """What became of a backfill. markets: in the order in which they were given."""
+
+    exchange: str
+    timeframe: str
+    markets: list[MarketBackfill] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def is_done(self) -> bool:
+        return all(one.is_done for one in self.markets)
+
+
+def count_bars(frame: Timeframe, since: datetime, until: datetime) -> int:
+    """Bars that open in [since, until), both of which are open times."""
+    if frame.is_calendar:
+        return (until.year - since.year) * 12 + until.month - since.month
+    return (until - since) // frame.length
+
+
+def holes(known: Sequence[Stretch], since: datetime, until: datetime) -> list[Span]:
+    """The parts of [since, until) that are neither complete nor empty."""
+    found = []
+    at = since
+    for one in known:
+        if one.status not in ("complete", "empty"):
+            continue
+        if one.since > at:
+            found.append((at, min(one.since, until)))
+        at = max(at, one.until)
+    if at < until:
+        found.append((at, until))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """A stretch that one walker fetches. traded_before: there are candles before it."""
+
+    plan: _Plan
+    since: datetime
+    until: datetime
+    traded_before: bool
+
+
+@dataclass(slots=True)
+class _Plan:
+    """One market of a running backfill. open: pieces that are not done."""
+
+    market: Market
+    report: MarketBackfill
+    writer: MarketWriter
+    open: int = 0
+    stopped: ExchangeError | None = None
+    planned: bool = False
+
+
+class Backfill:
+    """One backfill of one exchange; `run` does it."""
+
+    def __init__(
+        self,
+        store: Store,
+        exchange: Exchange,
+        timeframe: Timeframe,
+        *,
+        grace: timedelta,
+        concurrency: int,
+        allow_expiring: bool = False,
+        watch: Watch | None = None,
+    ) -> None:
+        """grace: how long after its close a candle is final. concurrency: requests at a time."""
+        self._store = store
+        self._exchange = exchange
+        self._frame = timeframe
+        self._grace = grace
+        self._walkers = concurrency
+        self._allow_expiring = allow_expiring
+        self._watch = watch
+        self._limit = exchange.venue.candle_limit or CAUTIOUS_LIMIT
+        self._failures = 0
+        self._given_up: ExchangeError | None = None
+        self._waiting: deque[_Plan] = deque()
+        self._active: deque[AsyncIterator[_Piece]] = deque()
+        self._turn = asyncio.Lock()
+        self._database = asyncio.Semaphore(2)
+
+    async def run(
+        self, markets: Sequence[Market], since: datetime | None, until: datetime | None
+    ) -> BackfillReport:
+        """Fetch what is not known of [since, until) of `markets`.
+
+        since: None for the first known bar of each market. until: None for all that has closed.
+        Raises ExchangeError if the exchange cannot be asked at all, RetentionConflict before
+        anything is fetched, DatabaseError. Cancelled, it stores what has arrived, and ends.
+        """
+        started = time.perf_counter()
+        frame, exchange = self._frame, self._exchange
+        if frame.name not in exchange.timeframes:
+            offered = ", ".join(name for name in TIMEFRAMES if name in exchange.timeframes)
+            raise NotOffered(exchange.name, f"it serves no {frame} candles, only {offered}")
+        await self._store.candles.forget_dropped()
+        listings = await exchange.load_markets()
+        now = await exchange.now()
+        closed = frame.open_time(now - self._grace)
+        end = closed if until is None else min(closed, frame.ceil(until))
+        self._witnesses = Witnesses(self._store, exchange, frame, listings, now, self._grace)
+        listed = {one.symbol for one in listings}
+        report = BackfillReport(exchange.name, frame.name)
+        plans = []
+        for market in dict.fromkeys(markets):
+            first = frame.ceil(since) if since is not None else await self._first_known(market, end)
+            one = MarketBackfill(str(market), frame.name, first, max(first, end))
+            report.markets.append(one)
+            writer = MarketWriter(
+                self._store, market, frame, self._database, one, self._allow_expiring, self._watch
+            )
+            plan = _Plan(market, one, writer)
+            if market.symbol not in listed:
+                plan.stopped = BadSymbol(
+                    exchange.name, f"it does not list {market.symbol} any more"
+                )
+            plans.append(plan)
+        if report.markets:
+            await self._refuse_expiring(report.markets)
+        self._waiting.extend(plans)
+        try:
+            await self._fetch_all(plans)
+        finally:
+            touched = [span for plan in plans for span in plan.writer.touched]
+            if touched:
+                await self._store.candles.settle(touched)
+        for plan in plans:
+            await self._conclude(plan, frame.open_time(now - EMPTY_AGE))
+        report.notes = list(dict.fromkeys(note for one in report.markets for note in one.notes))
+        report.seconds = time.perf_counter() - started
+        return report
+
+    async def _first_known(self, market: Market, end: datetime) -> datetime:
+        first = await self._store.candles.first_known(market, self._frame)
+        if first is None:
+            raise InvalidArgument(
+                f"nothing is known of {market} {self._frame} yet: say with --since where to begin."
+            )
+        return min(first, end)
+
+    async def _refuse_expiring(self, reports: Sequence[MarketBackfill]) -> None:
+        """Before years are fetched that a policy of the user's will not let in."""
+        if self._allow_expiring:
+            return
+        oldest = min(one.since for one in reports)
+        bars = max(count_bars(self._frame, one.since, one.until) for one in reports)
+        await self._store.candles.check_room(oldest, bars * len(reports))
+
+    async def _fetch_all(self, plans: Sequence[_Plan]) -> None:
+        writers = [asyncio.create_task(plan.writer.run()) for plan in plans]
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(self._walkers):
+                    group.create_task(self._walk_all())
+        except BaseExceptionGroup as failed:
+            raise _first(failed) from None
+        finally:
+            # Cancelled or not: what has arrived is stored.
+            for plan in plans:
+                plan.writer.finish()
+            done = asyncio.gather(*writers)
+            try:
+                await asyncio.shield(done)
+            except asyncio.CancelledError:
+                for writer in writers:
+                    writer.cancel()
+                await asyncio.gather(*writers, return_exceptions=True)
+                raise
+
+    # -- which piece next ---------------------------------------------------------------------
+
+    async def _next(self) -> _Piece | None:
+        """Pieces of several markets in turn, so that none waits for another's history."""
+        async with self._turn:
+            while True:
+                while self._waiting and len(self._active) < self._walkers:
+                    self._active.append(self._pieces(self._waiting.popleft()))
+                if not self._active:
+                    return None
+                pieces = self._active.popleft()
+                piece = await anext(pieces, None)
+                if piece is not None:
+                    self._active.append(pieces)
+                    piece.plan.open += 1
+                    return piece
+
+    async def _pieces(self, plan: _Plan) -> AsyncIterator[_Piece]:
+        """What is to be fetched of one market, oldest first."""
+        report, frame = plan.report, self._frame
+        since, until = report.since, report.until
+        known = await self._store.candles.coverage(plan.market, frame, since, until)
+        wanted = holes(known, since, until)
+        plan.report.requested = sum(count_bars(frame, *hole) for hole in wanted)
+        if self._watch is not None:
+            self._watch.begin(report.market, plan.report.requested)
+        first = await self._store.candles.first_known(plan.market, frame, "complete")
+        for hole in wanted:
+            at, end = hole
+            if plan.stopped is not None:
+                self._fail(plan, at, end, plan.stopped)
+                continue
+            traded = first is not None and first < at
+            if hole == wanted[-1] and any(k.until == at and k.status == "complete" for k in known):
+                # What a venue changes after a candle's close it changes soon.
+                at = max(since, _earlier(frame, at, REFETCHED_CANDLES))
+            cuts = await self._cuts(plan, at, end)
+            for start, stop in itertools.pairwise(cuts):
+                yield _Piece(plan, start, stop, traded or start > cuts[0])
+        plan.planned = True
+        self._close(plan)
+
+    async def _cuts(self, plan: _Plan, since: datetime, until: datetime) -> list[datetime]:
+        """Where [since, until) is cut into pieces.
+
+        A market that was not there yet is not cut into years of pieces without candles: days tell
+        when it began.
+        """
+        frame = self._frame
+        length = PIECE_PAGES * self._limit
+        venue = self._exchange.venue
+        if frame.is_calendar or venue.candles_latest_only:
+            return [since, until]
+        if count_bars(frame, since, until) <= length:
+            return [since, until]
+        cuts = [since]
+        begins = since
+        if frame.seconds < _DAY.seconds and _DAY.name in self._exchange.timeframes:
+            try:
+                days = await self._exchange.fetch_candles(
+                    plan.market.symbol, _DAY.name, to_ms(_DAY.open_time(since)), self._limit
+                )
+            except ExchangeError:
+                days = []  # the walk will find out
+            times = [row.time_ms for row in days if row.time_ms >= to_ms(_DAY.open_time(since))]
+            if not times:
+                return [since, until]
+            begins = max(since, min(until, from_ms(min(times))))
+            plan.writer.room_from = begins
+        if begins > since:
+            cuts.append(begins)
+        at = begins
+        while at + length * frame.length < until:
+            at += length * frame.length
+            cuts.append(at)
+        return [*cuts, until] if cuts[-1] < until else cuts
+
+    # -- one piece ------------------------------------------------------------------------------
+
+    async def _walk_all(self) -> None:
+        while (piece := await self._next()) is not None:
+            await self._walk(piece)
+            piece.plan.open -= 1
+            self._close(piece.plan)
+
+    async def _walk(self, piece: _Piece) -> None:
+        """Fetch one piece, around pages that the exchange does not give."""
+        plan, at = piece.plan, piece.since
+        while at < piece.until:
+            stopped = plan.stopped or self._given_up
+            if stopped is not None:
+                self._fail(plan, at, piece.until, stopped)
+                return
+            try:
+                async with aclosing(
+                    candle_pages(
+                        self._exchange, plan.market.symbol, self._frame, at, piece.until,
+                        grace=self._grace,
+                    )
+                ) as pages:  # fmt: skip
+                    traded = piece.traded_before
+                    async for page in pages:
+                        self._failures = 0
+                        await self._take(plan, page, traded_before=traded)
+                        traded |= page.table.num_rows > 0
+                        at = page.until
+                # The newest stretch may be too young to be called empty.
+                return
+            except ExchangeError as error:
+                at = self._after_failure(plan, at, piece.until, error)
+
+    def _after_failure(
+        self, plan: _Plan, at: datetime, until: datetime, error: ExchangeError
+    ) -> datetime:
+        """Where to go on: behind the page that failed."""
+        if not isinstance(error, ExchangeUnavailable):
+            plan.stopped = error
+            return at
+        self._failures += 1
+        if self._failures > self._walkers + PATIENCE:
+            self._given_up = error
+            return at
+        skipped = at
+        for _ in range(self._limit) if self._frame.is_calendar else ():
+            skipped = self._frame.close_time(skipped)
+        if not self._frame.is_calendar:
+            skipped = at + self._limit * self._frame.length
+        skipped = min(until, skipped)
+        self._fail(plan, at, skipped, error)
+        return skipped
+
+    async def _take(self, plan: _Plan, page: CandlePage, *, traded_before: bool) -> None:
+        """Hand a page to the writer, with what its holes are."""
+        report, frame = plan.report, self._frame
+        report.repeated += page.repeated
+        report.contradicted += page.contradicted
+        if page.status is PageStatus.UNAVAILABLE:
+            reason = f"{self._exchange.name} does not give it: it keeps only the newest candles"
+            report.problems.append(Problem(page.since, page.until, "failed", reason))
+            known = [Stretch(page.since, page.until, "failed", SOURCE)]
+            await plan.writer.put(
+                Fetched(page.since, page.until, page.table, known, page.exchange_time)
+            )
+            return
+        down = await self._witnesses.outages(plan.market.symbol, page, traded_before=traded_before)
+        known = [Stretch(*span, "outage", SOURCE) for span in down]
+        for since, until in page.holes:
+            # A row that is out of line with its timeframe leaves a hole that is, too.
+            at, end = frame.ceil(since), frame.open_time(until)
+            for start, stop in down:
+                if start >= end or stop <= at:
+                    continue
+                if start > at:
+                    known.append(Stretch(at, start, "empty", SOURCE))
+                at = max(at, stop)
+            if at < end:
+                known.append(Stretch(at, end, "empty", SOURCE))
+        reason = f"no market of {self._exchange.name} has a candle there"
+        report.problems += [Problem(*span, "outage", reason) for span in down]
+        await plan.writer.put(
+            Fetched(page.since, page.until, page.table, known, page.exchange_time)
+        )
+
+    def _fail(self, plan: _Plan, since: datetime, until: datetime, error: ExchangeError) -> None:
+        """State that a stretch was asked for in vain."""
+        status = "outage" if isinstance(error, InMaintenance) else "failed"
+        plan.report.problems.append(Problem(since, until, status, error.reason))
+        known = [Stretch(since, until, status, SOURCE)]
+        plan.writer.put_nowait(Fetched(since, until, candle_table([]), known, None))
+
+    def _close(self, plan: _Plan) -> None:
+        if plan.planned and not plan.open:
+            plan.writer.finish()
+
+    async def _conclude(self, plan: _Plan, settled: datetime) -> None:
+        """What is known of the whole range now; what opens later than `settled` may be unknown."""
+        report = plan.report
+        if report.since >= report.until:
+            return
+        at = report.since
+        found = await self._store.candles.coverage(
+            plan.market, self._frame, report.since, report.until
+        )
+        for one in found:
+            if one.since > at:
+                report.coverage.append(Stretch(at, one.since, "missing", ""))
+            report.coverage.append(one)
+            at = one.until
+        if at < report.until:
+            status = "young" if at >= settled else "missing"
+            report.coverage.append(Stretch(at, report.until, status, ""))
+        report.problems = _merged(report.problems)
+
+
+def _earlier(frame: Timeframe, at: datetime, bars: int) -> datetime:
+    for _ in range(bars):
+        at = frame.open_time(at - timedelta(microseconds=1))
+    return at
+
+
+def _merged(problems: Sequence[Problem]) -> list[Problem]:
+    """By time; neighbours with one reason are one."""
+    merged: list[Problem] = []
+    for one in sorted(problems, key=lambda p: (p.since, p.until)):
+        last = merged[-1] if merged else None
+        same = last is not None and (last.status, last.reason) == (one.status, one.reason)
+        if last is not None and same and last.until >= one.since:
+            merged[-1] = Problem(last.since, max(last.until, one.until), one.status, one.reason)
+        else:
+            merged.append(one)
+    return merged
+
+
+def _first(failed: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The exception that says most: Kurisu's own before others."""
+    leaves: list[BaseException] = []
+    pending: list[BaseException] = [failed]
+    while pending:
+        one = pending.pop(0)
+        if isinstance(one, BaseExceptionGroup):
+            pending += one.exceptions
+        else:
+            leaves.append(one)
+    return next((one for one in leaves if isinstance(one, KurisuError)), leaves[0])

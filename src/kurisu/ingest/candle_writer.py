@@ -1,0 +1,195 @@
+"""Stores what was fetched of one market, while more of it is being fetched.
+
+Pages that arrive while the database is busy are stored together: the slower the database, the
+larger its transactions. The buffer is bounded, and a full one holds back the walkers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import pyarrow as pa
+
+from kurisu.domain.timeframe import Timeframe
+from kurisu.errors import DatabaseError, EngineRefused, MigrationNeeded, WriteRefused
+from kurisu.store.candle_rows import from_us, times_us
+from kurisu.store.coverage import Stretch
+from kurisu.store.markets import Market
+from kurisu.store.store import Store
+
+if TYPE_CHECKING:
+    from kurisu.ingest.backfill import MarketBackfill, Watch
+
+#: Pages of a market that wait to be stored, at most; a killed process loses them.
+WAITING_PAGES: Final = 32
+#: A database that restarts is back in seconds: a write is tried so often, with such pauses.
+DATABASE_ATTEMPTS: Final = 8
+FIRST_PAUSE_S: Final = 0.25
+LONGEST_PAUSE_S: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What was found out about [since, until).
+
+    table: candles. known: stretches without candles. now: the exchange's time, None without rows.
+    """
+
+    since: datetime
+    until: datetime
+    table: pa.Table
+    known: list[Stretch]
+    now: datetime | None
+
+
+class MarketWriter:
+    """The writer of one market; `run` until `finish`, by one task.
+
+    touched: (since, until) of new and changed candles, for the rollups.
+    room_from: nothing is stored that opens earlier; None if that is not known.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        market: Market,
+        frame: Timeframe,
+        database: asyncio.Semaphore,
+        report: MarketBackfill,
+        allow_expiring: bool,
+        watch: Watch | None,
+    ) -> None:
+        """database: how many writers may write at a time."""
+        self._store = store
+        self._market = market
+        self._frame = frame
+        self._database = database
+        self._report = report
+        self._allow_expiring = allow_expiring
+        self._watch = watch
+        self._waiting: deque[Fetched] = deque()
+        self._changed = asyncio.Event()
+        self._room = asyncio.Event()
+        self._finished = False
+        self._failed: BaseException | None = None
+        self._oldest: datetime | None = None
+        self.touched: list[tuple[datetime, datetime]] = []
+        self.room_from: datetime | None = None
+
+    async def put(self, fetched: Fetched) -> None:
+        """Hand over; waits while the buffer is full. Raises what the writer failed with."""
+        while len(self._waiting) >= WAITING_PAGES and self._failed is None:
+            self._room.clear()
+            await self._room.wait()
+        self.put_nowait(fetched)
+
+    def put_nowait(self, fetched: Fetched) -> None:
+        """Hand over, whether there is room or not."""
+        if self._failed is not None:
+            raise self._failed
+        self._waiting.append(fetched)
+        self._changed.set()
+
+    def finish(self) -> None:
+        """Nothing more will come."""
+        self._finished = True
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Store what comes, until `finish` and there is nothing left."""
+        try:
+            while True:
+                while not self._waiting:
+                    if self._finished:
+                        return
+                    self._changed.clear()
+                    await self._changed.wait()
+                async with self._database:
+                    await self._store_waiting()
+        except BaseException as error:
+            self._failed = error
+            self._room.set()
+            raise
+        finally:
+            if self._watch is not None:
+                self._watch.end(self._report.market)
+
+    async def _store_waiting(self) -> None:
+        batch = list(self._waiting)
+        self._waiting.clear()
+        self._room.set()
+        table = concat([one.table for one in batch])
+        await self._make_room(table)
+        now = max((one.now for one in batch if one.now is not None), default=datetime.now(UTC))
+        known = sorted(stretch for one in batch for stretch in one.known)
+        for attempt in range(DATABASE_ATTEMPTS):
+            try:
+                written = await self._store.candles.write_fetched(
+                    self._market, self._frame, table, known, now=now
+                )
+                break
+            except (WriteRefused, EngineRefused, MigrationNeeded):
+                raise
+            except DatabaseError:
+                # Stored or not: storing it again changes nothing.
+                if attempt + 1 == DATABASE_ATTEMPTS:
+                    raise
+                await asyncio.sleep(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**attempt))
+        report = self._report
+        report.fetched += written.read
+        report.inserted += written.inserted
+        report.updated += written.updated
+        report.unchanged += written.unchanged
+        report.rejects += written.rejects
+        self.touched += [(from_us(since), from_us(until)) for since, until in written.touched]
+        if self._watch is not None:
+            for one in batch:
+                bars = (
+                    1 if self._frame.is_calendar else (one.until - one.since) // self._frame.length
+                )
+                self._watch.advance(report.market, bars)
+
+    async def _make_room(self, table: pa.Table) -> None:
+        if not table.num_rows:
+            return
+        times = np.sort(times_us(table.column("time")))
+        oldest = from_us(int(times[0]))
+        if self._oldest is not None and oldest >= self._oldest:
+            return
+        if self.room_from is not None and self.room_from < oldest:
+            oldest = self.room_from
+            times = np.concatenate(([int(oldest.timestamp() * 1_000_000)], times))
+        note = await self._store.candles.make_room(times, allow_expiring=self._allow_expiring)
+        self._oldest = oldest
+        if note is not None:
+            self._report.notes.append(note)
+
+
+def concat(tables: list[pa.Table]) -> pa.Table:
+    """One table of several; a column is text in all of them if it is in one."""
+    rows = [table for table in tables if table.num_rows] or tables[:1]
+    schema = rows[0].schema
+    if any(table.schema != schema for table in rows):
+        text = {
+            name
+            for table in rows
+            for name in table.column_names
+            if pa.types.is_string(table.schema.field(name).type)
+        }
+        rows = [
+            pa.table(
+                {
+                    name: table.column(name).cast(pa.string())
+                    if name in text
+                    else table.column(name)
+                    for name in table.column_names
+                }
+            )
+            for table in rows
+        ]
+    return pa.concat_tables(rows)

@@ -1,0 +1,227 @@
+"""Was a hole in a market's candles an outage, or did nobody trade?
+
+A minute without trades is normal. A stretch in which no market of the exchange has a candle is an
+outage. Two or three of the most traded markets stand for all of them, and are asked only about
+holes that chance does not explain: what a busy market has is one, what a sleepy one has is not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final, TypeAlias
+
+from kurisu.domain.listing import MarketListing
+from kurisu.domain.timeframe import Timeframe
+from kurisu.errors import ExchangeError, NotFound
+from kurisu.exchange.candles import CandlePage, PageStatus, candle_pages
+from kurisu.exchange.port import Exchange
+from kurisu.store.store import Store
+
+Span: TypeAlias = tuple[datetime, datetime]
+
+#: Markets that are asked about a hole, at most.
+WITNESSES: Final = 3
+#: How many such holes of so many bars there may be by chance before one of them means something.
+BY_CHANCE: Final = 0.01
+#: Bars around a hole in which a witness must have traded.
+AROUND_BARS: Final = 500
+#: Longer holes are not judged: no exchange was down for so long, and asking would cost as much as
+#: another market's history.
+LONGEST_BARS: Final = 10_000
+#: Answers that are kept.
+KEPT: Final = 256
+
+#: The assets that are traded most, on any exchange.
+_BASES: Final = ("BTC", "ETH", "SOL", "XRP", "BNB", "LTC", "DOGE")
+_QUOTES: Final = ("USDT", "USD", "USDC", "FDUSD", "BUSD", "EUR", "KRW", "TRY", "BTC")
+
+
+@dataclass(frozen=True, slots=True)
+class _Testimony:
+    """What a witness did in [since, until): spans without candles, sorted."""
+
+    since: datetime
+    until: datetime
+    missing: tuple[Span, ...]
+
+
+class Witnesses:
+    """Judges holes in the candles of one exchange and timeframe."""
+
+    def __init__(
+        self,
+        store: Store,
+        exchange: Exchange,
+        frame: Timeframe,
+        listings: Sequence[MarketListing],
+        now: datetime,
+        grace: timedelta,
+    ) -> None:
+        """listings: everything that the exchange lists. now: the exchange's time."""
+        self._store = store
+        self._exchange = exchange
+        self._frame = frame
+        self._grace = grace
+        self._closed = frame.open_time(now - grace)
+        self._ranked = sorted((one for one in listings if one.active), key=_rank)
+        self._asked: dict[tuple[str, datetime], asyncio.Task[_Testimony | None]] = {}
+
+    async def outages(self, symbol: str, page: CandlePage, *, traded_before: bool) -> list[Span]:
+        """The parts of the page's holes in which the exchange was down, by time.
+
+        traded_before: the market had candles before the page.
+        """
+        if self._frame.is_calendar or not page.holes:
+            return []
+        bars = self._bars(page.since, page.until)
+        without = sum(self._bars(*hole) for hole in page.holes)
+        found: list[Span] = []
+        for hole in page.holes:
+            length = self._bars(*hole)
+            share = (without - length) / max(1, bars - length)
+            before = traded_before or hole[0] > page.since
+            if before and length <= LONGEST_BARS and not _is_chance(bars, share, length):
+                found += await self._judge(symbol, hole, share)
+        return found
+
+    async def _judge(self, symbol: str, hole: Span, share: float) -> list[Span]:
+        length = self._frame.length
+        around = (hole[0] - AROUND_BARS * length, hole[1] + AROUND_BARS * length)
+        missing: list[Span] = [hole]
+        heard = 0
+        for witness in self._witnesses(symbol):
+            said = await self._ask(witness, around)
+            if said is None or not self._traded_around(said, hole):
+                continue
+            heard += 1
+            missing = intersection(missing, said.missing)
+            bars = self._bars(said.since, said.until) - self._bars(*hole)
+            outside = sum(self._bars(*one) for one in said.missing) - sum(
+                self._bars(*one) for one in intersection([hole], said.missing)
+            )
+            share *= max(0, outside) / max(1, bars)
+            missing = [m for m in missing if not _is_chance(bars, share, self._bars(*m))]
+            if not missing:
+                return []
+        return missing if heard else []
+
+    def _witnesses(self, symbol: str) -> list[str]:
+        kind = next((one.type for one in self._ranked if one.symbol == symbol), "spot")
+        others = [one for one in self._ranked if one.symbol != symbol]
+        # An exchange's spot and futures are often two systems.
+        others.sort(key=lambda one: one.type != kind)
+        return [one.symbol for one in others[:WITNESSES]]
+
+    def _traded_around(self, said: _Testimony, hole: Span) -> bool:
+        """True if it traded before the hole and, unless that is still to come, after it."""
+        before = _uncovered(said.since, hole[0], said.missing)
+        after = _uncovered(hole[1], said.until, said.missing)
+        return before and (after or said.until >= self._closed)
+
+    async def _ask(self, witness: str, around: Span) -> _Testimony | None:
+        """Testimonies are kept in blocks that many holes share."""
+        block = AROUND_BARS * self._frame.length
+        origin = self._frame.origin
+        at = around[0] - (around[0] - origin) % block
+        parts = []
+        while at < min(around[1], self._closed):
+            key = (witness, at)
+            task = self._asked.get(key)
+            if task is None:
+                if len(self._asked) >= KEPT:
+                    self._asked.pop(next(iter(self._asked)))
+                span = (at, min(at + block, self._closed))
+                task = self._asked[key] = asyncio.create_task(self._testimony(witness, span))
+            part = await asyncio.shield(task)
+            if part is None:
+                return None
+            parts.append(part)
+            at += block
+        if not parts:
+            return None
+        missing: list[Span] = []
+        for span in (span for part in parts for span in part.missing):
+            if missing and missing[-1][1] == span[0]:
+                span = (missing.pop()[0], span[1])
+            missing.append(span)
+        return _Testimony(parts[0].since, parts[-1].until, tuple(missing))
+
+    async def _testimony(self, witness: str, span: Span) -> _Testimony | None:
+        """From what is stored, else from the exchange; None if it cannot tell."""
+        stored = await self._stored(witness, span)
+        if stored is not None:
+            return stored
+        missing: list[Span] = []
+        at = span[0]
+        try:
+            async for page in candle_pages(
+                self._exchange, witness, self._frame, *span, grace=self._grace
+            ):
+                if page.status is PageStatus.UNAVAILABLE:
+                    return None
+                missing += page.holes
+                at = page.until
+        except ExchangeError:
+            return None
+        return _Testimony(span[0], at, tuple(missing)) if at > span[0] else None
+
+    async def _stored(self, witness: str, span: Span) -> _Testimony | None:
+        try:
+            market = await self._store.markets.get(self._exchange.name, witness)
+        except NotFound:
+            return None
+        at = span[0]
+        missing = []
+        for one in await self._store.candles.coverage(market, self._frame, *span):
+            if one.since > at or one.status == "failed":
+                return None
+            if one.status != "complete":
+                missing.append((one.since, one.until))
+            at = one.until
+        return _Testimony(*span, tuple(missing)) if at >= span[1] else None
+
+    def _bars(self, since: datetime, until: datetime) -> int:
+        return (until - since) // self._frame.length
+
+
+def _rank(listing: MarketListing) -> tuple[int, int, str]:
+    base, quote = listing.name.base, listing.name.quote
+    return (
+        _BASES.index(base) if base in _BASES else len(_BASES),
+        _QUOTES.index(quote) if quote in _QUOTES else len(_QUOTES),
+        listing.symbol,
+    )
+
+
+def _is_chance(bars: int, share: float, length: int) -> bool:
+    """Whether `length` bars in a row without candles mean nothing where `share` of `bars` have
+    none."""
+    return bars * share**length >= BY_CHANCE
+
+
+def intersection(left: Iterable[Span], right: Iterable[Span]) -> list[Span]:
+    """What is in both; each is sorted and disjoint."""
+    found = []
+    others = list(right)
+    for since, until in left:
+        for other_since, other_until in others:
+            if other_since >= until:
+                break
+            if other_until > since:
+                found.append((max(since, other_since), min(until, other_until)))
+    return found
+
+
+def _uncovered(since: datetime, until: datetime, spans: Iterable[Span]) -> bool:
+    """True if something of [since, until) is in none of `spans`, which are sorted."""
+    at = since
+    for start, end in spans:
+        if end <= at:
+            continue
+        if start > at or at >= until:
+            break
+        at = end
+    return at < until
