@@ -34,13 +34,14 @@ _LATEST_SCHEMA: Final = pa.schema(
     [("market_id", pa.int32()), *((name, kind.arrow_type) for name, kind in _KINDS_WITH_BARS)]
 )
 _VALUES: Final = ", ".join(NUMBERS)
+_MINUTES: Final = " AND timeframe = '1m'"
 #: What stands for "from the beginning" and "to the end".
 EARLIEST: Final = datetime(1900, 1, 1, tzinfo=UTC)
 LATEST: Final = datetime(9000, 1, 1, tzinfo=UTC)
 
 # Timeframes other than 1m that a market has. Parameters: market_id. Columns: timeframe.
 NATIVE: Final = """
-SELECT timeframe FROM candle_series WHERE market_id = :market_id AND timeframe <> '1m'
+SELECT timeframe FROM candle_series WHERE market_id = $1 AND timeframe <> '1m'
 """
 
 
@@ -70,18 +71,6 @@ SELECT DISTINCT market_id FROM candle_series
 """
 
 
-# Newest 1m candle of a market in a range. Parameters: market_id, since, until. Columns: time.
-NEWEST_MINUTE: Final = """
-SELECT time FROM ohlcv
- WHERE market_id = :market_id AND timeframe = '1m'
-   AND time >= CAST(:since AS timestamptz) AND time < CAST(:until AS timestamptz)
- ORDER BY time DESC LIMIT 1
-"""
-
-#: Bars of so many candles are made faster than the view of an aggregate is planned.
-FEW_CANDLES: Final = 5_000
-
-
 def bucket(frame: Timeframe, column: str = "time") -> str:
     """SQL: the open time of the bar of `frame` that contains `column`."""
     if frame.is_calendar:
@@ -109,7 +98,8 @@ def rollup_below(frame: Timeframe) -> Timeframe:
 
 async def native_timeframes(connection: AsyncConnection, market_id: int) -> list[Timeframe]:
     """Timeframes other than 1m that are stored for a market, finest first."""
-    found = set(await connection.scalars(text(NATIVE), {"market_id": market_id}))
+    rows = await (await driver(connection)).fetch(NATIVE, market_id)
+    found = {row["timeframe"] for row in rows}
     return [frame for name, frame in TIMEFRAMES.items() if name in found]
 
 
@@ -187,7 +177,7 @@ async def _read_from_minutes(
         query = aggregate(
             frame,
             "ohlcv" if is_raw else f"ohlcv_{below.name}",
-            where + (" AND timeframe = '1m'" if is_raw else ""),
+            where + (_MINUTES if is_raw else ""),
             "count(*)" if is_raw else "sum(bars)",
         )
     return await _copy(connection, query, [market_id, low, high])
@@ -202,23 +192,19 @@ async def _read_aggregate(
     """
     stored = await rollups.stored_bars(connection, frame)
     edge = min(max(stored.watermark, low), high)
-    select = (
-        f"SELECT time, {_VALUES}, bars FROM {{}} WHERE market_id = $1 "
-        "AND time >= $2 AND time < $3 ORDER BY time"
-    )
-    below = await _copy(connection, select.format(stored.table), [market_id, low, edge])
-    # In statements after the watermark's: what a refresh stores in between is in both.
-    newest = await connection.scalar(
-        text(NEWEST_MINUTE), {"market_id": market_id, "since": edge, "until": high}
-    )
-    if newest is None:
-        return below
-    query = select.format(f"ohlcv_{frame.name}")
-    if stored.candles_complete and newest - edge < FEW_CANDLES * BASE.length:
-        where = "market_id = $1 AND timeframe = '1m' AND time >= $2 AND time < $3"
-        query = aggregate(frame, "ohlcv", where, "count(*)")
-    above = await _copy(connection, query, [market_id, edge, high])
-    return pa.concat_tables([below, above])
+    where = "market_id = $1 AND time >= $2 AND time < $3"
+    query = f"SELECT time, {_VALUES}, bars FROM {stored.table} WHERE {where}"
+    arguments = [market_id, low, edge]
+    if edge < high:
+        above = "market_id = $1 AND time >= $3 AND time < $4"
+        # In a statement after the watermark's: what a refresh stores in between is in both.
+        query += " UNION ALL " + (
+            f"({aggregate(frame, 'ohlcv', above + _MINUTES, 'count(*)')})"
+            if stored.candles_complete
+            else f"SELECT time, {_VALUES}, bars FROM ohlcv_{frame.name} WHERE {above}"
+        )
+        arguments.append(high)
+    return await _copy(connection, query + " ORDER BY time", arguments)
 
 
 async def _read_native(
@@ -247,6 +233,9 @@ async def _copy(
 
 def _choose(parts: Sequence[tuple[str, pa.Table]]) -> pa.Table:
     """Of the bars with one open time the one from the earliest part; in order of time."""
+    if len(parts) == 1:
+        ((name, table),) = parts
+        return _with_sources(table, {name: table.num_rows})
     chosen: list[pa.Table] = []
     sources: Counter[str] = Counter()
     taken = np.empty(0, dtype=np.int64)

@@ -158,6 +158,17 @@ async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
 
 
 @contextlib.asynccontextmanager
+async def reading(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """A connection for reads, in which each statement is a transaction of its own.
+
+    READ COMMITTED gives every statement its own view of the data anyway; this saves the three
+    round trips of a transaction around them.
+    """
+    async with autocommit(engine) as connection:
+        yield connection
+
+
+@contextlib.asynccontextmanager
 async def autocommit(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
     """A connection outside any transaction, for what commits by itself (CALL refresh)."""
     with translated(target(engine)):

@@ -22,7 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from kurisu.domain.timeframe import BASE, ROLLUPS, Timeframe
 from kurisu.errors import DatabaseError
-from kurisu.store.connect import autocommit, transaction
+from kurisu.store.connect import autocommit, driver, transaction
 
 #: One refresh at a time per database; overlapping ones leave duplicate or missing bars in some
 #: versions and fail in others.
@@ -162,7 +162,7 @@ SELECT format('%I.%I', h.schema_name, h.table_name) AS table,
           FROM retention_policies WHERE relation = 'ohlcv') AS horizon
   FROM _timescaledb_catalog.continuous_agg c
   JOIN _timescaledb_catalog.hypertable h ON h.id = c.mat_hypertable_id
- WHERE c.user_view_schema = current_schema() AND c.user_view_name = :view
+ WHERE c.user_view_schema = current_schema() AND c.user_view_name = $1
 """
 
 
@@ -184,13 +184,13 @@ async def stored_bars(connection: AsyncConnection, frame: Timeframe) -> StoredBa
 
     To plan the view of 1d takes the server 7 ms, because it holds four more real-time views.
     """
-    row = (await connection.execute(text(STORED), {"view": f"ohlcv_{frame.name}"})).one_or_none()
+    row = await (await driver(connection)).fetchrow(STORED, f"ohlcv_{frame.name}")
     if row is None:
         raise DatabaseError(
             f"ohlcv_{frame.name} is not a continuous aggregate; run `kurisu db upgrade`."
         )
-    complete = row.horizon is None or row.horizon <= row.watermark
-    return StoredBars(row.table, row.watermark, complete)
+    horizon, watermark = row["horizon"], row["watermark"]
+    return StoredBars(row["table"], watermark, horizon is None or horizon <= watermark)
 
 
 async def watermarks(connection: AsyncConnection) -> dict[str, datetime]:
