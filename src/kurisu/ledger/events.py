@@ -40,6 +40,8 @@ class EventType(StrEnum):
     ORDER_SIDE_DIFFERS: the exchange says another side than we placed; ours stays.
     ORDER_AMOUNT_DIFFERS: the exchange says another amount than we placed; it is taken.
     ORDER_UNKNOWN: records for an order that is not (yet) ours; they wait.
+    ORDER_UNRESOLVED: an order was sent, and it is not known what became of it.
+    RECONCILIATION_DIFFERENCE: the exchange says something else than the ledger.
     """
 
     LATE_FILL = "late_fill"
@@ -56,6 +58,8 @@ class EventType(StrEnum):
     ORDER_SIDE_DIFFERS = "order_side_differs"
     ORDER_AMOUNT_DIFFERS = "order_amount_differs"
     ORDER_UNKNOWN = "order_unknown"
+    ORDER_UNRESOLVED = "order_unresolved"
+    RECONCILIATION_DIFFERENCE = "reconciliation_difference"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +82,9 @@ class RiskEvent:
             event_type,
             severity,
             tuple(
-                sorted((name, _text(value)) for name, value in details.items() if value is not None)
+                sorted(
+                    (name, as_text(value)) for name, value in details.items() if value is not None
+                )
             ),
         )
 
@@ -88,7 +94,8 @@ class RiskEvent:
         return dict(self.details)
 
 
-def _text(value: str | Decimal | datetime) -> str:
+def as_text(value: object) -> str:
+    """Numbers in plain spelling, times as ISO 8601."""
     if isinstance(value, Decimal):
         return plain(value)
     return value.isoformat() if isinstance(value, datetime) else str(value)
