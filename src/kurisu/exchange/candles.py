@@ -2,7 +2,7 @@
 
 An answer is evidence about a stretch of time: up to its last candle the exchange has told
 everything, and minutes that are missing in between had no trades. An empty answer is evidence of
-little, and never of the end of the data: it is asked for again, and then checked with daily
+little, and never of the end of the data: it is asked for again, and then checked with longer
 candles, which also say where to go on.
 """
 
@@ -25,6 +25,8 @@ from kurisu.exchange.venues import CAUTIOUS_LIMIT
 
 #: A stretch younger than this is not called empty: its candles may still appear.
 EMPTY_AGE: Final = timedelta(minutes=10)
+#: So many answers in a row have to be empty before one of them is believed.
+EMPTY_ANSWERS: Final = 3
 #: Looks into a hole in front of a page, at most.
 MOST_LOOKS: Final = 3
 #: What a venue changes after a candle's close it changes soon: a resumed backfill starts so many
@@ -32,6 +34,8 @@ MOST_LOOKS: Final = 3
 REFETCHED_CANDLES: Final = 3
 
 _DAY: Final = TIMEFRAMES["1d"]
+#: By which an empty answer is checked, longest first.
+_COARSER: Final = (_DAY, TIMEFRAMES["1h"], TIMEFRAMES["5m"])
 _NUMBERS: Final = ("open", "high", "low", "close", "volume")
 _TIME: Final = pa.timestamp("us", tz="UTC")
 _DECIMAL: Final = pa.decimal128(PRECISION, SCALE)
@@ -98,7 +102,7 @@ async def candle_pages(
                 at = first
                 continue
             if not exchange.venue.candles_oldest_first:
-                found = await walk.look_in_front(at, found)
+                found = await walk.look_in_front(walk.frame, at, found)
         if found:
             answered = min(walk.close(max(found)), end)
         else:
@@ -117,7 +121,7 @@ class _Walk:
     ) -> None:
         self._exchange = exchange
         self._symbol = symbol
-        self._frame = frame
+        self.frame = frame
         self._now = now
         self._limit = exchange.venue.candle_limit or CAUTIOUS_LIMIT
         #: Open time of the first candle that has not closed.
@@ -127,12 +131,12 @@ class _Walk:
 
     def close(self, time_ms: int) -> int:
         """Close time of the candle that opens at `time_ms`."""
-        return to_ms(self._frame.close_time(from_ms(time_ms)))
+        return to_ms(self.frame.close_time(from_ms(time_ms)))
 
     def step(self, time_ms: int, count: int) -> int:
         """The time `count` candles later."""
-        if not self._frame.is_calendar:
-            return time_ms + count * self._frame.seconds * 1000
+        if not self.frame.is_calendar:
+            return time_ms + count * self.frame.seconds * 1000
         for _ in range(count):
             time_ms = self.close(time_ms)
         return time_ms
@@ -141,14 +145,14 @@ class _Walk:
         """Candles from `at` on by open time, open ones included."""
         # One more than fits: it proves that what is missing before it is missing at the exchange.
         wanted = self._limit
-        if not self._frame.is_calendar:
-            wanted = min(wanted, (end - at) // (self._frame.seconds * 1000) + 1)
-        return await self._fetch(self._frame, at, wanted)
+        if not self.frame.is_calendar:
+            wanted = min(wanted, (end - at) // (self.frame.seconds * 1000) + 1)
+        return await self._fetch(self.frame, at, wanted)
 
     async def _fetch(self, frame: Timeframe, at: int, limit: int) -> Rows:
-        """One answer by open time; asked for twice if it is empty."""
+        """One answer by open time; asked for again if it is empty."""
         found: Rows = {}
-        for _ in range(2):
+        for _ in range(EMPTY_ANSWERS):
             for row in await self._exchange.fetch_candles(self._symbol, frame.name, at, limit):
                 if row.time_ms < at:
                     continue
@@ -160,7 +164,7 @@ class _Walk:
                 break
         return found
 
-    async def look_in_front(self, at: int, found: Rows) -> Rows:
+    async def look_in_front(self, frame: Timeframe, at: int, found: Rows) -> Rows:
         """The page, without a hole in front that is not one.
 
         A venue may answer with the newest rows of a window, not with the oldest; asking for just
@@ -170,8 +174,8 @@ class _Walk:
             first = min(found)
             if first <= at:
                 break
-            bars = (first - at) // (self._frame.seconds * 1000)
-            again = await self._fetch(self._frame, at, max(1, min(self._limit, bars)))
+            bars = (first - at) // (frame.seconds * 1000)
+            again = await self._fetch(frame, at, max(1, min(self._limit, bars)))
             earlier = {time: row for time, row in again.items() if time < first}
             if not earlier:
                 break
@@ -194,23 +198,43 @@ class _Walk:
         return any(time < first - first % _day_ms() for time in days)
 
     def _has_days(self) -> bool:
-        return self._frame.seconds < _DAY.seconds and _DAY.name in self._exchange.timeframes
+        return self.frame.seconds < _DAY.seconds and _DAY.name in self._exchange.timeframes
 
     async def empty_until(self, at: int, end: int) -> int:
-        """Up to when there are no candles from `at` on, where two answers were empty.
+        """Up to when there are no candles from `at` on, where every answer was empty.
 
-        Not later than what is old enough to be called empty; `at` or less if nothing is.
+        Longer timeframes say when there was a trade next: an exchange in trouble gives empty
+        answers, too. Not later than what is old enough to be called empty; `at` or less if
+        nothing is.
         """
+        settled = to_ms(self.frame.open_time(self._now - EMPTY_AGE))
         target = self.step(at, self._limit)
-        if self._has_days() and not self._exchange.venue.candles_latest_only:
-            day = at - at % _day_ms()
-            days = await self._fetch(_DAY, day, self._limit)
-            if not days:
-                target = max(target, day + self._limit * _day_ms())
-            elif min(days) > at:
-                target = min(days)
-        settled = to_ms(self._frame.open_time(self._now - EMPTY_AGE))
+        coarser = [] if self._exchange.venue.candles_latest_only else self._coarser()
+        for frame in coarser:
+            length = frame.seconds * 1000
+            opened = to_ms(frame.open_time(from_ms(at)))
+            bars = await self._fetch(frame, opened, self._limit)
+            if not bars:
+                target = max(target, opened + self._limit * length)
+                break
+            if not self._exchange.venue.candles_oldest_first:
+                bars = await self.look_in_front(frame, opened, bars)
+            if min(bars) > at:
+                target = min(bars)
+                break
+            # Somebody traded in the bar that `at` is in, before `at` or after it.
+            if frame == coarser[-1]:
+                target = min(target, opened + length)
         return min(target, end, settled)
+
+    def _coarser(self) -> list[Timeframe]:
+        return [
+            frame
+            for frame in _COARSER
+            if frame.seconds > self.frame.seconds
+            and frame.name in self._exchange.timeframes
+            and self.frame.divides(frame)
+        ]
 
     def page(
         self, since: int, until: int, found: Rows, status: PageStatus = PageStatus.ANSWERED
