@@ -10,10 +10,18 @@ from datetime import datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from sqlalchemy import CheckConstraint, Index, Integer, PrimaryKeyConstraint, String, text
+from sqlalchemy import (
+    CheckConstraint,
+    ForeignKey,
+    Index,
+    Integer,
+    PrimaryKeyConstraint,
+    String,
+    text,
+)
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
-from kurisu.schema.base import MONEY, TIMESTAMPTZ, Base, one_of
+from kurisu.schema.base import MONEY, TIMESTAMPTZ, Base, CreatedAt, one_of
 
 if TYPE_CHECKING:
     from kurisu.schema.markets import Market
@@ -58,3 +66,28 @@ class Trade(Base):
         viewonly=True,
         primaryjoin="Market.id == foreign(Trade.market_id)",
     )
+
+
+class TradeCoverage(Base):
+    """What is known about a stretch of a market's trades.
+
+    Stretches of one market never overlap (a trigger looks at the neighbours). In a `complete` one
+    every trade is stored.
+    """
+
+    __tablename__ = "trade_coverage"
+    __table_args__ = (
+        PrimaryKeyConstraint("market_id", "since"),
+        CheckConstraint(one_of("status", "complete", "empty", "outage", "failed"), name="status"),
+        CheckConstraint("since < until", name="range"),
+    )
+
+    market_id: Mapped[int] = mapped_column(ForeignKey("markets.id"))
+    since: Mapped[datetime] = mapped_column(TIMESTAMPTZ, comment="Whole milliseconds, inclusive.")
+    until: Mapped[datetime] = mapped_column(TIMESTAMPTZ, comment="Whole milliseconds, exclusive.")
+    status: Mapped[str] = mapped_column(String(10), comment="complete, empty, outage or failed.")
+    source: Mapped[str] = mapped_column(String(50), comment="What said so: file, rest, stream.")
+    reason: Mapped[str | None] = mapped_column(
+        String(500), comment="Why it failed; null where it did not."
+    )
+    fetched_at: Mapped[CreatedAt]
