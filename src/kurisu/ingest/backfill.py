@@ -22,9 +22,11 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from difflib import get_close_matches
 from typing import Final, Protocol
 
 from kurisu.domain.faults import Reject
+from kurisu.domain.market import MarketName
 from kurisu.domain.timeframe import TIMEFRAMES, Timeframe
 from kurisu.errors import (
     BadSymbol,
@@ -33,6 +35,7 @@ from kurisu.errors import (
     InMaintenance,
     InvalidArgument,
     KurisuError,
+    NotFound,
     NotOffered,
 )
 from kurisu.exchange.candles import (
@@ -43,10 +46,11 @@ from kurisu.exchange.candles import (
     candle_pages,
     candle_table,
 )
+from kurisu.exchange.ccxt_adapter import CcxtExchange
 from kurisu.exchange.clock import from_ms, to_ms
 from kurisu.exchange.port import Exchange
 from kurisu.exchange.venues import CAUTIOUS_LIMIT
-from kurisu.ingest.candle_writer import Fetched, MarketWriter
+from kurisu.ingest.candle_writer import Fetched, MarketWriter, Problem
 from kurisu.ingest.outages import Span, Witnesses
 from kurisu.store.coverage import Stretch
 from kurisu.store.markets import Market
@@ -74,16 +78,6 @@ class Watch(Protocol):
 
     def end(self, market: str) -> None:
         """Nothing is left of it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """A stretch that could not be fetched, and why."""
-
-    since: datetime
-    until: datetime
-    status: str
-    reason: str
 
 
 @dataclass(slots=True)
@@ -528,3 +522,64 @@ def _first(failed: BaseExceptionGroup[BaseException]) -> BaseException:
         else:
             leaves.append(one)
     return next((one for one in leaves if isinstance(one, KurisuError)), leaves[0])
+
+
+async def run_backfill(
+    store: Store,
+    exchange: CcxtExchange,
+    markets: Sequence[Market],
+    timeframe: Timeframe,
+    since: datetime | None,
+    until: datetime | None = None,
+    *,
+    allow_expiring: bool = False,
+    watch: Watch | None = None,
+) -> BackfillReport:
+    """Fetch what is not known of [since, until), by the exchange's own settings; see `Backfill`."""
+    work = Backfill(
+        store,
+        exchange,
+        timeframe,
+        grace=timedelta(seconds=exchange.settings.grace_s),
+        concurrency=exchange.settings.concurrency,
+        allow_expiring=allow_expiring,
+        watch=watch,
+    )
+    return await work.run(markets, since, until)
+
+
+async def named_markets(store: Store, exchange: Exchange, symbols: Sequence[str]) -> list[Market]:
+    """The markets of these unified symbols, with their rules; new ones are stored.
+
+    Raises BadSymbol with near ones where neither the exchange nor the database has such a market.
+    """
+    listed = {one.symbol: one for one in await exchange.load_markets()}
+    found = []
+    for symbol in dict.fromkeys(symbols):
+        name = MarketName.of(exchange.name, symbol)
+        if symbol in listed:
+            found.append(await store.markets.add(listed[symbol]))
+            continue
+        try:
+            # Not listed any more: what is stored of it stays known.
+            found.append(await store.markets.get(name.exchange, name.symbol))
+        except NotFound:
+            near = get_close_matches(symbol, listed, 3, 0.5)
+            hint = f"; it lists {', '.join(near)}" if near else ""
+            raise BadSymbol(exchange.name, f"it does not list {symbol}{hint}") from None
+    return found
+
+
+async def active_markets(
+    store: Store,
+    exchange: Exchange,
+    *,
+    quote: str | None = None,
+    type: str | None = None,  # noqa: A002
+) -> list[Market]:
+    """Every market that is traded now, by symbol; new ones are stored with their rules."""
+    return [
+        await store.markets.add(one)
+        for one in await exchange.load_markets()
+        if one.active and quote in (None, one.name.quote) and type in (None, one.type)
+    ]

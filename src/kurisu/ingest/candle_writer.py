@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import pyarrow as pa
 
+from kurisu.domain.faults import Reject
 from kurisu.domain.timeframe import Timeframe
 from kurisu.errors import DatabaseError, EngineRefused, MigrationNeeded, WriteRefused
 from kurisu.store.candle_rows import from_us, times_us
@@ -31,6 +32,16 @@ WAITING_PAGES: Final = 32
 DATABASE_ATTEMPTS: Final = 8
 FIRST_PAUSE_S: Final = 0.25
 LONGEST_PAUSE_S: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A stretch that could not be fetched, and why."""
+
+    since: datetime
+    until: datetime
+    status: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +157,7 @@ class MarketWriter:
         report.updated += written.updated
         report.unchanged += written.unchanged
         report.rejects += written.rejects
+        report.problems += [self._problem(table, reject) for reject in written.rejects]
         self.touched += [(from_us(since), from_us(until)) for since, until in written.touched]
         if self._watch is not None:
             for one in batch:
@@ -153,6 +165,11 @@ class MarketWriter:
                     1 if self._frame.is_calendar else (one.until - one.since) // self._frame.length
                 )
                 self._watch.advance(report.market, bars)
+
+    def _problem(self, table: pa.Table, reject: Reject) -> Problem:
+        opened = self._frame.open_time(table.column("time")[reject.row - 1].as_py())
+        reason = f"its candle cannot be stored: {reject.rule.value} ({reject.field} {reject.value})"
+        return Problem(opened, self._frame.close_time(opened), "failed", reason)
 
     async def _make_room(self, table: pa.Table) -> None:
         if not table.num_rows:

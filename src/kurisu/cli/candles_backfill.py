@@ -1,0 +1,250 @@
+"""`kurisu candles backfill`: history of an exchange into the database."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from kurisu.cli.command import (
+    Session,
+    SinceOption,
+    TimeframeOption,
+    UntilOption,
+    command,
+    parse_range,
+)
+from kurisu.cli.markets import check_type
+from kurisu.cli.output import iso, safe, table
+from kurisu.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from kurisu.exchange.ccxt_adapter import CcxtExchange
+    from kurisu.ingest.backfill import BackfillReport, MarketBackfill, Watch
+    from kurisu.store.markets import Market
+    from kurisu.store.store import Store
+
+#: Markets, problems and rejected rows that the text report shows.
+SHOWN: Final = 40
+#: Rejected rows that --json lists of each market.
+JSON_ROWS: Final = 1_000
+STATUSES: Final = ("complete", "empty", "outage", "failed", "missing", "young")
+
+AllowExpiring = Annotated[
+    bool,
+    typer.Option(
+        "--allow-expiring",
+        help="Store candles that are older than the retention you have set all the same.",
+    ),
+]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Make it a command of `app`."""
+    command(app, "backfill")(backfill)
+
+
+async def backfill(
+    session: Session,
+    exchange: Annotated[
+        str, typer.Argument(metavar="EXCHANGE", help="CCXT's id, or a name in kurisu.toml.")
+    ],
+    symbols: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="SYMBOL...", help="Unified symbols, e.g. BTC/USDT."),
+    ] = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
+    timeframe: TimeframeOption = "1m",
+    all_active: Annotated[
+        bool, typer.Option("--all-active", help="Every market that is traded now.")
+    ] = False,
+    quote: Annotated[
+        str | None,
+        typer.Option(metavar="ASSET", help="With --all-active: only markets priced in it."),
+    ] = None,
+    type: Annotated[  # noqa: A002  # becomes --type
+        str, typer.Option(metavar="TYPE", help="With --all-active: spot, swap, future, option.")
+    ] = "spot",
+    allow_expiring: AllowExpiring = False,
+) -> int:
+    """Fetch the candles of a range that are not stored yet.
+
+    Only what is not known is asked for: a second run asks for nothing that is complete or that the
+    exchange confirmed to be empty; outages and failures are asked for again. It can be stopped at
+    any time and goes on where it was. Without --since it goes on from the first bar that is known;
+    without --until up to the newest closed candle.
+
+    Exit code 1 if something is neither complete nor empty in the end.
+    """
+    from kurisu.domain.timeframe import timeframe as timeframe_of
+    from kurisu.exchange.configured import open_configured
+    from kurisu.ingest.backfill import run_backfill
+
+    frame = timeframe_of(timeframe)
+    first, end = parse_range(since, until)
+    check_type(type)
+    if bool(symbols) == all_active:
+        raise InvalidArgument("name symbols, e.g. BTC/USDT, or say --all-active.")
+    if quote is not None and not all_active:
+        raise InvalidArgument("--quote chooses among --all-active.")
+    async with session.open() as store, open_configured(store.config, exchange) as opened:
+        with session.working(f"asking {exchange} for its markets"):
+            markets = await _chosen(store, opened, symbols, quote, type)
+        with bars(session, "candles") as watch:
+            report = await run_backfill(
+                store, opened, markets, frame, first, end,
+                allow_expiring=allow_expiring, watch=watch,
+            )  # fmt: skip
+    session.result(as_dict(report), lambda: as_text(report))
+    return 0 if report.is_done else 1
+
+
+async def _chosen(
+    store: Store,
+    exchange: CcxtExchange,
+    symbols: Sequence[str] | None,
+    quote: str | None,
+    kind: str,
+) -> list[Market]:
+    from kurisu.ingest.backfill import active_markets, named_markets
+
+    if symbols:
+        return await named_markets(store, exchange, symbols)
+    found = await active_markets(store, exchange, quote=quote, type=kind)
+    if not found:
+        priced = f" priced in {quote}" if quote else ""
+        raise InvalidArgument(f"{exchange.name} has no active {kind} markets{priced}.")
+    return found
+
+
+def as_dict(report: BackfillReport) -> dict[str, Any]:
+    """For --json. `stretches` are those that are neither complete nor empty."""
+    return {
+        "exchange": report.exchange,
+        "timeframe": report.timeframe,
+        "done": report.is_done,
+        "seconds": round(report.seconds, 3),
+        "markets": [_market_dict(one) for one in report.markets],
+        "notes": report.notes,
+    }
+
+
+def _market_dict(one: MarketBackfill) -> dict[str, Any]:
+    return {
+        "market": one.market,
+        "since": one.since,
+        "until": one.until,
+        "done": one.is_done,
+        "requested": one.requested,
+        "fetched": one.fetched,
+        "inserted": one.inserted,
+        "updated": one.updated,
+        "unchanged": one.unchanged,
+        "rejected": len(one.rejects),
+        "bars": {status: one.bars(status) for status in STATUSES},
+        "stretches": [
+            {"since": s.since, "until": s.until, "status": s.status}
+            for s in one.coverage
+            if s.status not in ("complete", "empty")
+        ],
+        "problems": one.problems,
+        "rejects": one.rejects[:JSON_ROWS],
+    }
+
+
+def as_text(report: BackfillReport) -> str:
+    """What is complete, what is not, and why."""
+    headers = ("market", "since", "until", "new", "revised", *STATUSES)
+    rows = [
+        (m.market, m.since, m.until, m.inserted, m.updated, *(m.bars(s) for s in STATUSES))
+        for m in sorted(report.markets, key=lambda m: m.is_done)
+    ]
+    shown = [name for i, name in enumerate(headers)
+             if name in headers[:6] or any(row[i] for row in rows)]  # fmt: skip
+    picked = [[row[headers.index(name)] for name in shown] for row in rows]
+    lines = table(shown, picked[:SHOWN], right=set(shown[3:])).splitlines()
+    if len(rows) > SHOWN:
+        lines.append(f"and {len(rows) - SHOWN:,} more markets (--json lists all)")
+    for one in report.markets:
+        lines += _problem_lines(one)
+    lines += [f"note: {safe(note)}" for note in report.notes]
+    new = sum(m.inserted for m in report.markets)
+    rate = f", {new / report.seconds:,.0f}/s" if new and report.seconds else ""
+    done = sum(m.is_done for m in report.markets)
+    lines.append(
+        f"{done:,} of {len(report.markets):,} markets done: {new:,} new candles in "
+        f"{report.seconds:.1f} s{rate}"
+    )
+    return "\n".join(lines)
+
+
+def _problem_lines(one: MarketBackfill) -> list[str]:
+    lines = []
+    for problem in one.problems[:SHOWN]:
+        stretch = f"{iso(problem.since)} to {iso(problem.until)}"
+        lines.append(f"{safe(one.market)}: {problem.status} {stretch}: {safe(problem.reason)}")
+    if len(one.problems) > SHOWN:
+        lines.append(f"{safe(one.market)}: and {len(one.problems) - SHOWN:,} more (--json)")
+    missing = [s for s in one.coverage if s.status == "missing"]
+    lines += [
+        f"{safe(one.market)}: missing {iso(s.since)} to {iso(s.until)}" for s in missing[:SHOWN]
+    ]
+    return lines
+
+
+@contextmanager
+def bars(session: Session, unit: str) -> Iterator[Watch | None]:
+    """A progress bar for each market on stderr, with rate and time left, if somebody watches."""
+    import sys
+
+    if session.json or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed:,.0f} {unit}/s" if task.speed else "")
+
+    progress = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        Rate(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+
+    class Shown:
+        def __init__(self) -> None:
+            self.tasks: dict[str, Any] = {}
+            self.total = progress.add_task("all", total=0)
+
+        def begin(self, market: str, bars: int) -> None:
+            self.tasks[market] = progress.add_task(safe(market), total=bars, visible=bars > 0)
+            known = progress.tasks[0].total or 0
+            progress.update(self.total, total=known + bars)
+
+        def advance(self, market: str, bars: int) -> None:
+            progress.advance(self.tasks[market], bars)
+            progress.advance(self.total, bars)
+
+        def end(self, market: str) -> None:
+            if market in self.tasks:
+                progress.update(self.tasks[market], visible=False)
+
+    with progress:
+        yield Shown()
