@@ -17,7 +17,7 @@ import pyarrow.parquet
 from bench.candles import Grid, generate, recorded
 from bench.pairs import Figure, counted
 from bench.servers import Bench
-from kurisu.store.candle_table import with_floats
+from kurisu.store.exact_table import with_floats
 
 #: Generated markets, from a large price to a tiny one.
 GRIDS: Final = (

@@ -37,7 +37,7 @@ AREAS: Final[dict[str, tuple[str, ...]]] = {
         "candle_coverage",
         "candle_revisions",
     ),
-    "Trades": ("trades",),
+    "Trades": ("trades", "trade_coverage"),
     "Accounts and the ledger": (
         "accounts",
         "orders",

@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kurisu.domain.candle import Candle
-from kurisu.store.candle_table import SOURCES, CandleTable, to_float64, with_floats
+from kurisu.store.candle_table import SOURCES, CandleTable
+from kurisu.store.exact_table import to_float64, with_floats
 
 MONEY: Final = pa.decimal128(38, 18)
 NUMBERS: Final = ("open", "high", "low", "close", "volume")

@@ -23,6 +23,12 @@ class Rule(StrEnum):
     HIGH_BELOW_OPEN = "high_below_open"
     HIGH_BELOW_CLOSE = "high_below_close"
     NEGATIVE_VOLUME = "negative_volume"
+    NEGATIVE_AMOUNT = "negative_amount"
+    SIDE_NOT_READABLE = "side_not_readable"
+    TAKER_OR_MAKER_NOT_READABLE = "taker_or_maker_not_readable"
+    TRADE_ID_NOT_USABLE = "trade_id_not_usable"
+    IN_THE_FUTURE = "in_the_future"
+    NO_COST = "no_cost"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,4 +61,20 @@ class Conflict:
     row: int
     kept_row: int
     time: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class TradeConflict:
+    """A trade that is known with other content; the one that was there first stays.
+
+    row: 1-based number of the row that was not stored.
+    time: the trade's time, ISO 8601 in UTC. trade_id: its id.
+    kept: what the trade that stays says: side, price, amount. value: what this row says.
+    """
+
+    row: int
+    time: str
+    trade_id: str
+    kept: str
     value: str

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from decimal import Context, Decimal
+from decimal import Decimal
 from typing import Any, Final
 
 import numpy as np
@@ -20,18 +20,23 @@ import pyarrow.compute as pc
 
 from kurisu.domain.candle import Candle
 from kurisu.domain.faults import Conflict, Reject, Rule
-from kurisu.domain.money import PRECISION, SCALE, number_fault, parse_decimal, plain
+from kurisu.domain.money import plain
 from kurisu.domain.timeframe import Timeframe
 from kurisu.errors import InvalidArgument
+from kurisu.store.exact_rows import (
+    DECIMAL,
+    TIME,
+    Mask,
+    Rejector,
+    number_column,
+    time_column,
+    without_views,
+)
 
 NUMBERS: Final = ("open", "high", "low", "close", "volume")
 COLUMNS: Final = ("time", *NUMBERS)
-DECIMAL: Final = pa.decimal128(PRECISION, SCALE)
-TIME: Final = pa.timestamp("us", tz="UTC")
-SCHEMA: Final = pa.schema([("time", TIME), *((name, DECIMAL) for name in NUMBERS)])
-
 Times = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
+SCHEMA: Final = pa.schema([("time", TIME), *((name, DECIMAL) for name in NUMBERS)])
 
 
 @dataclass(slots=True)
@@ -128,7 +133,7 @@ def clean(rows: Any, frame: Timeframe, now: datetime) -> CleanCandles:
     without it rows count from 1. Columns beyond those are ignored.
     Raises InvalidArgument if a column is missing or of a kind that cannot be exact.
     """
-    table = _without_views(as_table(rows))
+    table = without_views(as_table(rows))
     missing = [name for name in COLUMNS if name not in table.column_names]
     if missing:
         raise InvalidArgument(
@@ -138,10 +143,10 @@ def clean(rows: Any, frame: Timeframe, now: datetime) -> CleanCandles:
         numbers = table.column("row").to_numpy().astype(np.int64)
     else:
         numbers = np.arange(1, table.num_rows + 1, dtype=np.int64)
-    rejector = _Rejector(table, numbers)
+    rejector = Rejector(table, numbers)
 
-    time = _time_column(table.column("time"), rejector)
-    columns = {name: _number_column(name, table.column(name), rejector) for name in NUMBERS}
+    time = time_column(table.column("time"), rejector)
+    columns = {name: number_column(name, table.column(name), rejector) for name in NUMBERS}
     exact = pa.table({"time": time, **columns}, schema=SCHEMA)
     _apply_rules(exact, frame, now, rejector)
 
@@ -151,145 +156,7 @@ def clean(rows: Any, frame: Timeframe, now: datetime) -> CleanCandles:
     return result
 
 
-def _without_views(table: pa.Table) -> pa.Table:
-    """`table` with plain strings for string views, which polars exports and few kernels take."""
-    for index, name in enumerate(table.column_names):
-        column = table.column(index)
-        if pa.types.is_string_view(column.type):
-            table = table.set_column(index, name, column.cast(pa.large_string()))
-    return table
-
-
-class _Rejector:
-    """Remembers which rows are out and why; the first rule that a row breaks counts."""
-
-    def __init__(self, table: pa.Table, numbers: Times) -> None:
-        self._table = table
-        self._numbers = numbers
-        self.rejected: Mask = np.zeros(table.num_rows, dtype=np.bool_)
-        self._found: dict[int, Reject] = {}
-
-    def add(self, mask: Mask, rule: Rule, column: str) -> None:
-        """Every row of `mask` breaks `rule` in `column`."""
-        broken = np.flatnonzero(mask & ~self.rejected)
-        self.rejected[broken] = True
-        values = _values(self._table.column(column).take(pa.array(broken)))
-        for index, value in zip(broken.tolist(), values, strict=True):
-            self._found[index] = Reject(int(self._numbers[index]), rule, _spelled(value), column)
-
-    def sorted(self) -> list[Reject]:
-        return [self._found[index] for index in sorted(self._found)]
-
-
-def _values(column: pa.ChunkedArray) -> list[Any]:
-    try:
-        values: list[Any] = column.to_pylist()
-    except (OverflowError, ValueError):  # times beyond the calendar: as they stand there
-        values = column.cast(pa.int64()).to_pylist()
-    return values
-
-
-def _spelled(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, Decimal):
-        return plain(value) if value.is_finite() else str(value)
-    if isinstance(value, datetime):
-        return value.isoformat()
-    return str(value)[:200]
-
-
-def _flat(column: pa.ChunkedArray) -> pa.Array:
-    array = column.combine_chunks()
-    return pa.array([], column.type) if isinstance(array, pa.ChunkedArray) else array
-
-
-_PER_SECOND: Final = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
-# The years 1 to 9999, which datetime has.
-_FIRST_SECOND: Final = -62_135_596_800
-_LAST_SECOND: Final = 253_402_300_799
-
-
-def _time_column(column: pa.ChunkedArray, rejector: _Rejector) -> pa.Array:
-    kind = column.type
-    if not pa.types.is_timestamp(kind) or kind.tz is None:
-        raise InvalidArgument(
-            f"column time is {kind}; it has to be a timestamp with a time zone, e.g. "
-            "timestamp[us, tz=UTC]"
-        )
-    array = _flat(column)
-    if array.null_count:
-        rejector.add(np.asarray(array.is_null()), Rule.MISSING_VALUE, "time")
-        array = array.fill_null(pa.scalar(0, pa.int64()).cast(kind))
-    seconds = array.cast(pa.int64()).to_numpy() // _PER_SECOND[kind.unit]
-    beyond = (seconds < _FIRST_SECOND) | (seconds > _LAST_SECOND)
-    if beyond.any():  # e.g. nanoseconds taken for microseconds
-        rejector.add(beyond, Rule.TIME_NOT_READABLE, "time")
-        array = pc.if_else(pa.array(beyond), pa.scalar(0, pa.int64()).cast(kind), array)
-    try:
-        return array.cast(TIME)
-    except pa.ArrowInvalid:  # nanoseconds that are not whole microseconds
-        cut = array.cast(TIME, safe=False)
-        rejector.add(np.asarray(pc.not_equal(cut.cast(kind), array)), Rule.TIME_NOT_ALIGNED, "time")
-        return cut
-
-
-def _number_column(name: str, column: pa.ChunkedArray, rejector: _Rejector) -> pa.Array:
-    kind = column.type
-    if pa.types.is_floating(kind):
-        raise InvalidArgument(
-            f"column {name} is {kind}: a float is not the number that the exchange sent. Pass "
-            "decimals or text, or import the file with `kurisu candles import`."
-        )
-    if not (pa.types.is_decimal(kind) or pa.types.is_integer(kind) or _is_text(kind)):
-        raise InvalidArgument(f"column {name} is {kind}; it has to be decimal, integer or text")
-    array = _flat(column)
-    if pa.types.is_dictionary(kind):
-        array = array.dictionary_decode()
-    if array.null_count:
-        rejector.add(np.asarray(array.is_null()), Rule.MISSING_VALUE, name)
-    if kind != DECIMAL:
-        try:
-            array = array.cast(DECIMAL) if not _is_text(kind) else _walk(name, array, rejector)
-        except pa.ArrowInvalid:
-            array = _walk(name, array, rejector)
-    if array.null_count:
-        array = array.fill_null(pa.scalar(Decimal(0), DECIMAL))
-    # decimal128(38, 18) has no room for more than 20 integer digits; nothing else to check.
-    return array
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        return _is_text(kind.value_type)
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
-
-
-def _walk(name: str, array: pa.Array, rejector: _Rejector) -> pa.Array:
-    """Value by value: text, or numbers of which some do not fit."""
-    values: list[Decimal | None] = []
-    faults: dict[str, list[int]] = {}
-    for index, given in enumerate(array.to_pylist()):
-        value = None if given is None else parse_decimal(given)
-        if given is not None:
-            fault = Rule.NUMBER_NOT_READABLE.value if value is None else number_fault(value)
-            if fault is not None:
-                faults.setdefault(fault, []).append(index)
-                value = None
-        values.append(value.quantize(_STEP, context=_WIDE) if value is not None else None)
-    for rule, indices in faults.items():
-        mask = np.zeros(len(values), dtype=np.bool_)
-        mask[indices] = True
-        rejector.add(mask, Rule(rule), name)
-    return pa.array(values, DECIMAL)
-
-
-_STEP: Final = Decimal(1).scaleb(-SCALE)
-# Of any length: what number_fault let through is exact at SCALE, trailing zeros or not.
-_WIDE: Final = Context(prec=2_000)
-
-
-def _apply_rules(table: pa.Table, frame: Timeframe, now: datetime, rejector: _Rejector) -> None:
+def _apply_rules(table: pa.Table, frame: Timeframe, now: datetime, rejector: Rejector) -> None:
     time = times_us(table.column("time"))
     rejector.add(time != floor_us(time, frame), Rule.TIME_NOT_ALIGNED, "time")
     rejector.add(close_us(time, frame) > to_us(now), Rule.NOT_CLOSED, "time")

@@ -18,6 +18,7 @@ from kurisu.store.database import Database
 from kurisu.store.engine import Engine, detect
 from kurisu.store.ledger import Ledger
 from kurisu.store.markets import Markets
+from kurisu.store.trades import Trades
 
 
 @dataclass(slots=True)
@@ -51,6 +52,10 @@ class Store:
     @property
     def candles(self) -> Candles:
         return Candles(self)
+
+    @property
+    def trades(self) -> Trades:
+        return Trades(self)
 
 
 @contextlib.asynccontextmanager

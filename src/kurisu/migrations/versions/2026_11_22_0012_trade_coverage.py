@@ -29,8 +29,6 @@ CREATE TABLE trade_coverage (
         CHECK (status IN ('complete', 'empty', 'outage', 'failed')),
     CONSTRAINT check_trade_coverage_range CHECK (since < until)
 );
-COMMENT ON TABLE trade_coverage IS
-    'What is known about a stretch of a market''s trades. Stretches of one market never overlap.';
 COMMENT ON COLUMN trade_coverage.since IS 'Whole milliseconds, inclusive.';
 COMMENT ON COLUMN trade_coverage.until IS 'Whole milliseconds, exclusive.';
 COMMENT ON COLUMN trade_coverage.status IS 'complete, empty, outage or failed.';
