@@ -14,7 +14,16 @@ from typing import Annotated, Any, Final, NoReturn
 import typer
 
 from kurisu import __version__
-from kurisu.cli import candles, candles_backfill, candles_import, db, demo, markets, server
+from kurisu.cli import (
+    candles,
+    candles_backfill,
+    candles_import,
+    db,
+    demo,
+    markets,
+    server,
+    streaming,
+)
 from kurisu.cli.command import (
     DatabaseOption,
     Interrupted,
@@ -48,6 +57,7 @@ for group, name in (
     app.add_typer(group, name=name)
 candles_import.add_to(candles.app)
 candles_backfill.add_to(candles.app)
+streaming.add_to(app)
 demo.add_to(app)
 
 

@@ -36,9 +36,9 @@ def iso(time: datetime) -> str:
     return time.astimezone(UTC).replace(tzinfo=None).isoformat() + "Z"
 
 
-def to_json(data: Any) -> str:
-    """JSON in ASCII: Decimals as plain strings, times as ISO 8601 UTC."""
-    return json.dumps(_plain(data), indent=2)
+def to_json(data: Any, indent: int | None = 2) -> str:
+    """JSON in ASCII: Decimals as plain strings, times as ISO 8601 UTC. indent: None for a line."""
+    return json.dumps(_plain(data), indent=indent)
 
 
 def _plain(value: Any) -> Any:

@@ -133,7 +133,7 @@ class CcxtExchange:
         """One request; the open candle may be among the rows. Raises NotOffered, BadSymbol."""
         if timeframe not in self.timeframes:
             raise NotOffered(self.name, f"it serves no {timeframe} candles")
-        await self._listed(symbol)
+        await self.check_listed(symbol)
         asked = limit if self._venue.limit_with_since else None
 
         async def ask() -> list[CandleRow]:
@@ -144,7 +144,7 @@ class CcxtExchange:
 
     async def fetch_trades(self, symbol: str, query: TradeQuery) -> TradeAnswer:
         """One request. Raises BadSymbol."""
-        await self._listed(symbol)
+        await self.check_listed(symbol)
         spot = not self.client.markets[symbol].get("contract")
         params: dict[str, Any] = {}
         if query.from_id is not None:
@@ -172,7 +172,7 @@ class CcxtExchange:
     async def watch_trades(self, symbols: Sequence[str]) -> AsyncGenerator[Batch[TradeRow]]:
         """See `StreamingExchange`."""
         for symbol in symbols:
-            await self._listed(symbol)
+            await self.check_listed(symbol)
         async with aclosing(self._live().trades(symbols)) as batches:
             async for batch in batches:
                 yield batch
@@ -182,7 +182,7 @@ class CcxtExchange:
     ) -> AsyncGenerator[Batch[CandleUpdate]]:
         """See `StreamingExchange`."""
         for symbol in symbols:
-            await self._listed(symbol)
+            await self.check_listed(symbol)
         async with aclosing(self._live().candles(symbols, timeframe)) as batches:
             async for batch in batches:
                 yield batch
@@ -228,7 +228,8 @@ class CcxtExchange:
             raise BrokenAnswer(f"its time is {told!r}")
         self.clock.read(told)
 
-    async def _listed(self, symbol: str) -> None:
+    async def check_listed(self, symbol: str) -> None:
+        """Raises BadSymbol, with names that are near."""
         if not self._loaded:
             await self.load_markets()
         if symbol not in self.client.markets:

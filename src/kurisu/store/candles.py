@@ -161,6 +161,44 @@ class Candles:
         report.seconds = time.perf_counter() - started
         return report
 
+    async def write_many(
+        self,
+        batches: Sequence[tuple[Market, pa.Table]],
+        timeframe: str | Timeframe,
+        *,
+        now: datetime,
+        source: str = "stream",
+    ) -> list[WriteReport]:
+        """Store closed candles of many markets in one transaction, all of them or none.
+
+        As `write`, for the newest candles of live streams: no room is made in the retention
+        policy. Each market stands in `batches` once. Returns a report for each, in their order.
+        """
+        started = time.perf_counter()
+        frame = timeframe_of(timeframe)
+        store = self._store
+        # In the order of ids, as everybody takes the locks of several markets.
+        order = sorted(range(len(batches)), key=lambda at: batches[at][0].id)
+        reports: dict[int, WriteReport] = {}
+        touched: list[rollups.Range] = []
+        keeps_rollups = store.engine.is_community and frame == BASE
+        noted = False
+        async with transaction(store.database) as connection:
+            for at in order:
+                market, rows = batches[at]
+                found = candle_rows.clean(rows, frame, now)
+                reports[at] = await candle_write.write(
+                    connection, store.engine, market.id, frame, found, source
+                )
+                touched += _ranges(reports[at])
+            if keeps_rollups and touched:
+                noted = await rollups.note_pending(connection, touched)
+        if keeps_rollups:
+            await rollups.settle(store.database, touched, noted=noted)
+        for report in reports.values():
+            report.seconds = time.perf_counter() - started
+        return [reports[at] for at in range(len(batches))]
+
     async def _store_clean(
         self,
         market: Market | MarketName,

@@ -1,0 +1,243 @@
+"""What a connection missed is asked from REST, and every candle once more after its close."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from kurisu.domain.timeframe import Timeframe
+from kurisu.errors import DatabaseError, ExchangeError, WriteRefused
+from kurisu.exchange.candles import PageStatus, candle_pages
+from kurisu.exchange.clock import from_ms, to_ms
+from kurisu.exchange.port import StreamingExchange
+from kurisu.exchange.trades import trade_pages
+from kurisu.ingest.live.candles import CandleFollower
+from kurisu.ingest.live.trades import TradeFollower
+from kurisu.store.coverage import Stretch
+from kurisu.store.markets import Market
+from kurisu.store.store import Store
+from kurisu.store.trades import TradeBatch
+
+#: A market without trades for so long is asked for: nobody trades, or the stream has died.
+SILENCE_S: Final = 60.0
+#: Trades that REST has and the stream has not after so long will not come any more.
+LATE_MS: Final = 10_000
+#: Wait before REST is asked again where it has not caught up with the stream.
+AGAIN_S: Final = 0.5
+#: The longest waits after failures: of the exchange, and of the database.
+LONGEST_WAIT_S: Final = 60.0
+DATABASE_WAIT_S: Final = 2.0
+
+SOURCE: Final = "rest"
+
+
+@dataclass(slots=True)
+class _Turn:
+    """When a market may be asked for again, and was asked last, by a steady clock."""
+
+    at_s: float = 0.0
+    failures: int = 0
+    is_running: bool = False
+    asked_s: float = 0.0
+
+
+class Refiller:
+    """Asks REST for the markets of one exchange. Several tasks may run `work` at once.
+
+    tell: called with an event's name, its text and its fields. revive: called when a connection
+    turns out to be dead.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        exchange: StreamingExchange,
+        frame: Timeframe,
+        grace: timedelta,
+        tell: Callable[..., None],
+        revive: Callable[[], None],
+        *,
+        jitter: random.Random | None = None,
+    ) -> None:
+        self._store = store
+        self._exchange = exchange
+        self._frame = frame
+        self._grace = grace
+        self._tell = tell
+        self._revive = revive
+        self._jitter = jitter or random.Random()  # noqa: S311  # spreads retries in time
+        self.trades: dict[TradeFollower, _Turn] = {}
+        self.candles: dict[CandleFollower, _Turn] = {}
+
+    def follow(self, follower: TradeFollower | CandleFollower) -> None:
+        if isinstance(follower, TradeFollower):
+            self.trades[follower] = _Turn()
+        else:
+            self.candles[follower] = _Turn()
+
+    async def work(self) -> bool:
+        """Ask for one market that needs it; False if none does."""
+        now_s = time.monotonic()
+        for trades, turn in self.trades.items():
+            if not turn.is_running and turn.at_s <= now_s and self._needs(trades, turn, now_s):
+                await self._take(turn, self._read_trades(trades, turn), str(trades.market))
+                return True
+        if not self.candles:
+            return False
+        now = to_ms(await self._exchange.now())
+        due = [
+            (candles.check_at, turn, candles)
+            for candles, turn in self.candles.items()
+            if not turn.is_running and turn.at_s <= now_s and candles.check_at <= now
+        ]
+        if not due:
+            return False
+        _, turn, candles = min(due, key=lambda one: one[0])
+        await self._take(turn, self._read_candles(candles), str(candles.market))
+        return True
+
+    async def _take(self, turn: _Turn, work: Coroutine[Any, Any, None], market: str) -> None:
+        turn.is_running = True
+        try:
+            await work
+        except WriteRefused:
+            raise
+        except (ExchangeError, DatabaseError) as error:
+            turn.failures += 1
+            longest_s = LONGEST_WAIT_S if isinstance(error, ExchangeError) else DATABASE_WAIT_S
+            wait_s = min(longest_s, 2.0 ** min(turn.failures - 1, 10))
+            wait_s *= 0.5 + self._jitter.random() / 2
+            turn.at_s = time.monotonic() + wait_s
+            self._tell(
+                "refill_failed", f"not refilled, asking again in {wait_s:.0f} s: {error}",
+                market=market, error=str(error), wait_s=round(wait_s, 1),
+            )  # fmt: skip
+        else:
+            turn.failures = 0
+        finally:
+            turn.is_running = False
+
+    def _needs(self, follower: TradeFollower, turn: _Turn, now_s: float) -> bool:
+        return (
+            follower.missing is not None or now_s - max(follower.heard_s, turn.asked_s) >= SILENCE_S
+        )
+
+    async def _read_trades(self, follower: TradeFollower, turn: _Turn) -> None:
+        """From what is whole to beyond the first trade of the run; or, if the stream has been
+        silent, to now."""
+        missing, run = follower.missing, follower.run
+        since = follower.whole_until
+        until = None if missing is None else missing[1]
+        # Trades as young as this may still be under way on the stream, too.
+        expected = to_ms(await self._exchange.now()) - LATE_MS
+        heard = since if follower.newest is None else follower.newest
+        told = missing is not None and self._tell_gap(follower.market, since, missing[1])
+        inserted, late = 0, False
+        async for page in trade_pages(
+            self._exchange, follower.symbol, from_ms(since),
+            None if until is None else from_ms(until),
+            grace=self._grace, id_space=follower.space,
+        ):  # fmt: skip
+            is_whole = page.status is PageStatus.ANSWERED
+            stretch = (page.since, page.until)
+            batch = TradeBatch(
+                follower.market, page.table, page.id_space,
+                [stretch] if is_whole and page.since < page.until else [],
+            )  # fmt: skip
+            now = await self._exchange.now()
+            (report,) = await self._store.trades.write_many([batch], source=SOURCE, now=now)
+            inserted += report.inserted
+            if follower.space is None and page.table.num_rows:
+                follower.space = page.id_space
+            if not is_whole:
+                reason = "the exchange gives no history of trades"
+                await self._store.trades.state_many(
+                    [(follower.market, *stretch)], status="failed", source=SOURCE, reason=reason
+                )
+                self._tell_unavailable(follower.market, *stretch)
+            elif report.inserted:
+                late |= any(heard < to_ms(at) < expected for at in page.table["time"].to_pylist())
+            follower.has_read(to_ms(page.until))
+        turn.asked_s = time.monotonic()
+        if told or inserted:
+            self._tell_refilled(follower.market, since, follower.whole_until, inserted, "trades")
+        if follower.missing is not None:
+            turn.at_s = turn.asked_s + AGAIN_S
+        elif missing is None and late and run == follower.run:
+            self._tell(
+                "silent", "the market trades, and the stream says nothing: connecting anew",
+                market=str(follower.market),
+            )  # fmt: skip
+            self._revive()
+
+    async def _read_candles(self, follower: CandleFollower) -> None:
+        """From some candles before what is whole to the newest that has closed."""
+        since = follower.whole_until
+        now = to_ms(await self._exchange.now())
+        closed = to_ms(self._frame.open_time(from_ms(now)))
+        missed = closed - since > 2 * self._frame.seconds * 1000
+        told = missed and self._tell_gap(follower.market, since, closed)
+        inserted = updated = 0
+        until = since
+        touched: list[tuple[datetime, datetime]] = []
+        async for page in candle_pages(
+            self._exchange, follower.symbol, self._frame, from_ms(follower.ask_from),
+            grace=self._grace,
+        ):  # fmt: skip
+            if page.status is PageStatus.UNAVAILABLE:
+                known = [Stretch(page.since, page.until, "failed", SOURCE)]
+                self._tell_unavailable(follower.market, page.since, page.until)
+            else:
+                known = [Stretch(*hole, "empty", SOURCE) for hole in page.holes]
+            report = await self._store.candles.write_fetched(
+                follower.market, self._frame, page.table, known,
+                now=page.exchange_time - self._grace, source=SOURCE,
+            )  # fmt: skip
+            inserted += report.inserted
+            updated += report.updated
+            until = to_ms(page.until)
+            if report.touched:
+                touched.append((page.since, page.until))
+        await self._store.candles.settle(touched)
+        if updated:
+            self._tell(
+                "revised",
+                f"the exchange changed {updated} candles after their close",
+                market=str(follower.market), candles=updated,
+            )  # fmt: skip
+        if told or inserted:
+            self._tell_refilled(follower.market, since, until, inserted, "candles")
+        if not follower.has_checked(until, now, inserted):
+            self._tell(
+                "silent", "the market trades, and the stream says nothing: connecting anew",
+                market=str(follower.market),
+            )  # fmt: skip
+            follower.unheard = 0
+            self._revive()
+
+    def _tell_gap(self, market: Market, since: int, until: int) -> bool:
+        self._tell(
+            "gap", f"missed from {from_ms(since):%Y-%m-%d %H:%M:%S} to "
+            f"{from_ms(until):%Y-%m-%d %H:%M:%S} UTC, asking REST",
+            market=str(market), since=from_ms(since), until=from_ms(until),
+        )  # fmt: skip
+        return True
+
+    def _tell_refilled(
+        self, market: Market, since: int, until: int, inserted: int, what: str
+    ) -> None:
+        self._tell(
+            "refilled", f"{inserted:,} {what} from REST, whole up to {from_ms(until):%H:%M:%S}",
+            market=str(market), since=from_ms(since), until=from_ms(until), **{what: inserted},
+        )  # fmt: skip
+
+    def _tell_unavailable(self, market: Market, since: datetime, until: datetime) -> None:
+        self._tell(
+            "unavailable", f"the exchange no longer gives {since:%Y-%m-%d %H:%M:%S} to "
+            f"{until:%Y-%m-%d %H:%M:%S} UTC",
+            market=str(market), since=since, until=until,
+        )  # fmt: skip

@@ -1,0 +1,148 @@
+"""What one market's trades on a stream are worth: which can be stored, and what is whole.
+
+A stream begins somewhere in the middle, and a connection that breaks leaves a hole. So a stretch
+is whole only from where REST has been read beyond the first trade of an unbroken run, up to the
+newest trade that is stored. Where ids are consecutive, a jump breaks the run, too.
+
+Times are milliseconds since 1970.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from kurisu.domain.trade import IdSpace
+from kurisu.exchange.port import TradeRow
+from kurisu.store.markets import Market
+
+#: Where ids do not prove it, a trade may come this much after one that is younger.
+UNORDERED_MS: Final = 1_000
+#: A millisecond whose trades are told apart by their number in it is whole so long after the last
+#: of them came.
+HOLD_S: Final = 1.0
+
+
+@dataclass(eq=False, slots=True)
+class TradeFollower:
+    """Follows one market.
+
+    gapless: ids are consecutive. usual_space: of the exchange's ids. space: of this market's; None
+        until its first trades tell.
+    whole_until: everything before it is stored, from where the market was begun on.
+    first: time of the first trade of this run; None before it. joined: REST has been read beyond
+        it. run: counts the runs. stored: newest time of this run that is stored.
+    claims: stretches that are whole by the stream, and not stated yet.
+    """
+
+    market: Market
+    usual_space: IdSpace
+    gapless: bool
+    whole_until: int
+    space: IdSpace | None = None
+    first: int | None = None
+    joined: bool = False
+    run: int = 0
+    stored: int | None = None
+    newest: int | None = None
+    heard_s: float = 0.0
+    claims: list[tuple[int, int]] = field(default_factory=list)
+    _last_id: int | None = None
+    _held: list[TradeRow] = field(default_factory=list)
+
+    @property
+    def symbol(self) -> str:
+        return self.market.name.symbol
+
+    @property
+    def missing(self) -> tuple[int, int] | None:
+        """[since, until) that REST has to be asked for; None if nothing is missing."""
+        if self.joined or self.first is None:
+            return None
+        return self.whole_until, self.first + 1
+
+    def lost(self) -> None:
+        """The connection is lost: the run is over."""
+        self.run += 1
+        self.first = self.stored = self.newest = self._last_id = None
+        self.joined = False
+        self._held = []
+
+    def receive(self, rows: Sequence[TradeRow], now_s: float) -> list[TradeRow]:
+        """What of `rows`, in the order of their arrival, can be stored now.
+
+        now_s: a steady clock.
+        """
+        self.heard_s = now_s
+        if self.space is None:
+            has_ids = all(row.trade_id is not None for row in rows)
+            self.space = self.usual_space if has_ids else IdSpace.DERIVED
+        if self.gapless:
+            return self._consecutive(rows)
+        if self.first is None:
+            self._begin(min(row.time_ms for row in rows))
+        self.newest = max(self.newest or 0, *(row.time_ms for row in rows))
+        if self.space is not IdSpace.DERIVED:
+            return list(rows)
+        return self._hold([*self._held, *rows], self.newest)
+
+    def release(self, now_s: float) -> list[TradeRow]:
+        """Rows that were held back, once their millisecond is surely whole."""
+        if not self._held or now_s - self.heard_s < HOLD_S:
+            return []
+        return self._hold(self._held, (self.newest or 0) + 1)
+
+    def _hold(self, rows: Sequence[TradeRow], until: int) -> list[TradeRow]:
+        """Hold back the newest millisecond. The first of the run is left to REST: it may have
+        begun before the stream did."""
+        self._held = [row for row in rows if row.time_ms >= until]
+        return [row for row in rows if row.time_ms < until and row.time_ms != self.first]
+
+    def _consecutive(self, rows: Sequence[TradeRow]) -> list[TradeRow]:
+        found = []
+        for row in rows:
+            at = int(row.trade_id or 0)
+            if self._last_id is not None and at <= self._last_id:
+                continue
+            if self._last_id is not None and at != self._last_id + 1:
+                self.lost()
+            if self.first is None:
+                self._begin(row.time_ms)
+            self._last_id = at
+            self.newest = row.time_ms
+            found.append(row)
+        return found
+
+    def _begin(self, at: int) -> None:
+        """A run begins; perhaps, with older trades first, before what is whole."""
+        self.first = at
+        self.joined = at < self.whole_until
+
+    def has_stored(self, run: int, until: int) -> None:
+        """Rows of a run up to the time `until` are committed."""
+        if run == self.run:
+            self.stored = max(self.stored or 0, until)
+            self._extend()
+
+    def has_read(self, until: int) -> None:
+        """REST has been read and stored up to `until`, from `whole_until` on."""
+        self.whole_until = max(self.whole_until, until)
+        if self.first is not None and self.whole_until > self.first:
+            self.joined = True
+            self._extend()
+
+    def _extend(self) -> None:
+        if self.joined and self.stored is not None:
+            since, until = self.whole_until, self.stored - (0 if self.gapless else UNORDERED_MS)
+            if until > since:
+                self.whole_until = until
+                if self.claims and self.claims[-1][1] == since:
+                    since = self.claims.pop()[0]
+                self.claims.append((since, until))
+
+    def has_stated(self, stated: Sequence[tuple[int, int]]) -> None:
+        """These claims are in the database; they may have grown meanwhile."""
+        done = dict(stated)
+        kept = [(done.get(since, since), until) for since, until in self.claims]
+        self.claims = [(since, until) for since, until in kept if since < until]
