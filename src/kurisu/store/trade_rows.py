@@ -127,21 +127,22 @@ def clean(batches: Sequence[Batch], now: datetime) -> CleanTrades:
     Raises InvalidArgument if a column is missing or of a kind that cannot be exact.
     """
     found = [CleanBatch(batch.key, 0, batch.id_space) for batch in batches]
-    groups: dict[pa.Schema, list[pa.Table]] = {}
+    # Tables of one schema become one before anything is done: what a column costs, it costs once.
+    groups: dict[pa.Schema, list[tuple[int, pa.Table]]] = {}
     values: list[tuple[int, Trade]] = []
     for index, batch in enumerate(batches):
         if _is_arrow(batch.rows):
-            table = _columns(index, batch.key, without_views(_table(batch.rows)))
-            groups.setdefault(table.schema, []).append(table)
+            table = _table(batch.rows)
+            groups.setdefault(table.schema.remove_metadata(), []).append((index, table))
             found[index].read = table.num_rows
         else:
             before = len(values)
             values += [(index, trade) for trade in _trades(batch.rows)]
             found[index].read = len(values) - before
+    tables = [_of_tables(members, batches) for members in groups.values()]
     if values:
-        table = _of_values(values, batches)
-        groups.setdefault(table.schema, []).append(table)
-    parts = [_exact(pa.concat_tables(tables), batches, found, now) for tables in groups.values()]
+        tables.append(_of_values(values, batches))
+    parts = [_exact(table, batches, found, now) for table in tables]
     table = pa.concat_tables(parts) if parts else SCHEMA.empty_table()
     index = ints(table, "batch")
     if (index[1:] < index[:-1]).any():  # back into the order of the batches
@@ -163,34 +164,46 @@ def _table(rows: Any) -> pa.Table:
     return pa.Table.from_batches([rows]) if isinstance(rows, pa.RecordBatch) else pa.table(rows)
 
 
-def _columns(index: int, key: int, table: pa.Table) -> pa.Table:
-    """The columns of a trade, in one order, those that are not there as nulls."""
+def _of_tables(members: Sequence[tuple[int, pa.Table]], batches: Sequence[Batch]) -> pa.Table:
+    """Tables of one schema as one, with where each row comes from, and the columns of a trade in
+    one order, those that are not there as nulls."""
+    indices = np.repeat([i for i, _ in members], [table.num_rows for _, table in members])
+    table = without_views(pa.concat_tables(table.replace_schema_metadata() for _, table in members))
     missing = [name for name in NEEDED if name not in table.column_names]
     if missing:
         raise InvalidArgument(
             f"trades need the columns {', '.join(NEEDED)}, and trade_id where the exchange gives "
             f"one; missing: {', '.join(missing)}"
         )
-    rows = table.num_rows
     columns = {
         field.name: table.column(field.name)
         if field.name in table.column_names
-        else pa.nulls(rows, field.type)
+        else pa.nulls(table.num_rows, field.type)
         for field in _INPUT
     }
-    numbers = (
-        table.column("row").cast(pa.int64())
-        if "row" in table.column_names
-        else pa.array(np.arange(1, rows + 1, dtype=np.int64))
-    )
-    return pa.table({**_origin(np.full(rows, index), np.full(rows, key), numbers), **columns})
+    if "row" in table.column_names:
+        numbers = table.column("row").cast(pa.int64())
+    else:
+        numbers = pa.array(_counted(indices))
+    return pa.table({**_origin(indices, batches, numbers), **columns})
 
 
-def _origin(index: Any, key: Any, numbers: Any) -> dict[str, Any]:
+def _counted(indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """1, 2, 3 .. within each run of equal numbers."""
+    first = np.concatenate(([0], np.flatnonzero(np.diff(indices)) + 1))
+    sizes = np.diff(np.concatenate((first, [len(indices)])))
+    counted: npt.NDArray[np.int64] = np.arange(len(indices)) - np.repeat(first, sizes) + 1
+    return counted
+
+
+def _origin(
+    indices: npt.NDArray[np.int64], batches: Sequence[Batch], numbers: Any
+) -> dict[str, Any]:
+    keys = np.array([batch.key for batch in batches], dtype=np.int64)[indices]
     return {
-        "batch": pa.array(index, pa.int32()),
+        "batch": pa.array(indices, pa.int32()),
         "row": numbers,
-        "key": pa.array(key, pa.int32()),
+        "key": pa.array(keys, pa.int32()),
     }
 
 
@@ -209,10 +222,6 @@ def _trades(rows: Any) -> list[Trade]:
 
 def _of_values(values: Sequence[tuple[int, Trade]], batches: Sequence[Batch]) -> pa.Table:
     indices = np.fromiter((index for index, _ in values), dtype=np.int64, count=len(values))
-    keys = np.array([batch.key for batch in batches], dtype=np.int64)[indices]
-    first = np.concatenate(([0], np.flatnonzero(np.diff(indices)) + 1))
-    sizes = np.diff(np.concatenate((first, [len(indices)])))
-    numbers = np.arange(len(indices)) - np.repeat(first, sizes) + 1
     times = [_aware(trade.time) for _, trade in values]
     columns = list(zip(*(trade for _, trade in values), strict=True))
     columns[0] = tuple(times)
@@ -227,7 +236,7 @@ def _of_values(values: Sequence[tuple[int, Trade]], batches: Sequence[Batch]) ->
             for c, f in zip(columns, _INPUT, strict=True)
         ]
     named = dict(zip(_INPUT.names, arrays, strict=True))
-    return pa.table({**_origin(indices, keys, pa.array(numbers, pa.int64())), **named})
+    return pa.table({**_origin(indices, batches, pa.array(_counted(indices))), **named})
 
 
 def _aware(time: datetime) -> datetime:
