@@ -40,7 +40,7 @@ from kurisu.errors import (
 from kurisu.exchange.ccxt_adapter import CcxtExchange
 from kurisu.exchange.clock import from_ms, to_ms
 from kurisu.exchange.exact import BrokenAnswer, reply_of
-from kurisu.exchange.markets import MarketListing
+from kurisu.domain.listing import MarketListing
 from kurisu.exchange.private_port import (
     ExecutionPage,
     NewOrder,

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 
 from kurisu.domain.execution import Execution, Side
 from kurisu.domain.order import OrderType, OrderUpdate
-from kurisu.exchange.markets import MarketListing
+from kurisu.domain.listing import MarketListing
 from kurisu.exchange.private_venues import PrivateVenue
 
 

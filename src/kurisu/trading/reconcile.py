@@ -1,0 +1,200 @@
+"""`kurisu ledger reconcile`: the ledger beside what the exchange says.
+
+The exchange is asked first and the ledger read after it, so that what happens meanwhile does not
+look like something the ledger lacks. Nothing is changed; `apply` brings in what is missing the way
+a synchronisation does, and moves balances by correction entries, which are rows of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import Decimal
+
+from kurisu.domain.balance import Entry, EntryKind
+from kurisu.domain.execution import Execution
+from kurisu.exchange.private_pages import execution_windows, order_windows
+from kurisu.exchange.private_port import PrivateExchange, ReportedOrder
+from kurisu.ledger.reconcile import (
+    Comparison,
+    Difference,
+    Subject,
+    compare_balances,
+    compare_market,
+    corrections,
+)
+from kurisu.store.accounts import Account
+from kurisu.store.markets import Market
+from kurisu.store.store import Store
+from kurisu.trading.sync import MOST_SINGLE, Progress, silent, symbols_of
+from kurisu.trading.take_in import Intake, TakenIn
+
+
+@dataclass(slots=True)
+class ReconcileReport:
+    """What was compared, and what does not agree.
+
+    since, until: the stretch; since None for as far as the exchange goes. comparison: as found, or
+    after `apply` what is left. events: risk events that are new. applied: what `apply` brought in,
+    by market. corrections: by how much it moved balances, by asset.
+    """
+
+    account: str
+    since: datetime | None
+    until: datetime
+    markets: list[str] = field(default_factory=list)
+    comparison: Comparison = field(default_factory=Comparison)
+    events: int = 0
+    applied: dict[str, TakenIn] = field(default_factory=dict)
+    corrections: dict[str, Decimal] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Told:
+    """What the exchange told of one market."""
+
+    market: Market
+    orders: list[ReportedOrder]
+    executions: list[Execution]
+
+
+async def reconcile_account(
+    store: Store,
+    account: Account,
+    exchange: PrivateExchange,
+    *,
+    markets: Sequence[str] = (),
+    since: datetime | None = None,
+    apply: bool = False,
+    progress: Progress = silent,
+) -> ReconcileReport:
+    """Compare an account; see the module.
+
+    markets: unified symbols; () for those that were synchronised and those that balances suggest.
+    Raises ExchangeError, DatabaseError.
+    """
+    until = await exchange.now()
+    report = ReconcileReport(str(account), since, until)
+    listings = {listing.symbol: listing for listing in await exchange.load_markets()}
+    balances = await exchange.fetch_balances()
+    totals = {balance.asset: balance.total for balance in balances}
+    told = []
+    for symbol in await symbols_of(store, account, listings, balances, markets, until):
+        market = await store.markets.add(listings[symbol])
+        report.markets.append(str(market))
+        told.append(await _ask(store, account, exchange, market, since, until, progress))
+    report.comparison = await _compare(store, account, told, totals, since, until)
+    report.events = await _raise_events(store, account, report.comparison.differences, told)
+    if apply and not report.comparison.agrees:
+        await _apply(store, account, told, totals, report)
+        report.comparison = await _compare(store, account, told, totals, since, until)
+    return report
+
+
+async def _ask(
+    store: Store,
+    account: Account,
+    exchange: PrivateExchange,
+    market: Market,
+    since: datetime | None,
+    until: datetime,
+    progress: Progress,
+) -> _Told:
+    orders: dict[str, ReportedOrder] = {}
+    executions: list[Execution] = []
+    progress(market.symbol, "orders", since)
+    async for page in order_windows(exchange, market.symbol, since, until):
+        orders |= {row.update.exchange_order_id or "": row for row in page.rows}
+        progress(market.symbol, "orders", page.until)
+    async for window in execution_windows(exchange, market.symbol, since, until):
+        executions += window.rows
+        progress(market.symbol, "trades", window.until)
+    # Orders that the ledger has, and that are older than the stretch or no longer in any list.
+    asked = 0
+    for order in await store.ledger.orders(account, market=market, since=since):
+        found = order.exchange_order_id
+        if found is None or found in orders or order.created_at > until or asked >= MOST_SINGLE:
+            continue
+        asked += 1
+        report = await exchange.fetch_order(market.symbol, exchange_order_id=found)
+        if report is not None:
+            orders[found] = report
+    return _Told(market, list(orders.values()), executions)
+
+
+async def _compare(
+    store: Store,
+    account: Account,
+    told: Sequence[_Told],
+    totals: dict[str, Decimal],
+    since: datetime | None,
+    until: datetime,
+) -> Comparison:
+    found = Comparison()
+    for one in told:
+        orders = await store.ledger.orders(account, market=one.market)
+        executions = await store.ledger.executions(account, market=one.market)
+        found = found.join(
+            compare_market(
+                str(one.market),
+                (orders, [row.execution for row in executions]),
+                ([report.update for report in one.orders], one.executions),
+                since,
+                until,
+            )
+        )
+    return found.join(compare_balances(await _ledger_totals(store, account), totals))
+
+
+async def _ledger_totals(store: Store, account: Account) -> dict[str, Decimal]:
+    rows = await store.ledger.balances(account)
+    return {row.balance.asset: row.balance.total for row in rows}
+
+
+async def _raise_events(
+    store: Store, account: Account, differences: Sequence[Difference], told: Sequence[_Told]
+) -> int:
+    """Store each difference as a risk event; those that are there already are not stored again."""
+    markets = {str(one.market): one.market for one in told}
+    new = 0
+    for difference in differences:
+        new += await store.ledger.raise_event(
+            difference.event, account=account, market=markets.get(difference.market)
+        )
+    return new
+
+
+async def _apply(
+    store: Store,
+    account: Account,
+    told: Sequence[_Told],
+    totals: dict[str, Decimal],
+    report: ReconcileReport,
+) -> None:
+    differing = {
+        difference.market
+        for difference in report.comparison.differences
+        if difference.subject is not Subject.BALANCE
+    }
+    for one in told:
+        if str(one.market) in differing:
+            intake = await Intake.open(store, account, one.market)
+            await intake.orders(one.orders)
+            await intake.executions(one.executions)
+            report.applied[str(one.market)] = intake.taken
+    # After the fills, which move balances themselves.
+    report.corrections = corrections(await _ledger_totals(store, account), totals)
+    entries = [
+        Entry(
+            EntryKind.CORRECTION,
+            asset,
+            amount,
+            report.until,
+            reference=f"reconcile {report.until.isoformat()}",
+            note="the exchange's total at that time",
+        )
+        for asset, amount in report.corrections.items()
+    ]
+    if entries:
+        await store.ledger.enter(account, entries)

@@ -1,0 +1,219 @@
+"""`kurisu ledger sync`: an account's orders, fills and balances into the ledger.
+
+Each window is stored before the cursor passes it, and what is stored twice is stored once: a
+process that is killed anywhere goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Final
+
+from kurisu.domain.balance import Balance
+from kurisu.domain.listing import MarketListing
+from kurisu.domain.money import EXACT
+from kurisu.errors import BadSymbol
+from kurisu.exchange.private_pages import execution_windows, order_windows
+from kurisu.exchange.private_port import PrivateExchange, ReportedBalance
+from kurisu.store.accounts import Account
+from kurisu.store.markets import Market
+from kurisu.store.store import Store
+from kurisu.trading.gateway import Gateway
+from kurisu.trading.take_in import Intake, TakenIn
+
+#: How far before its cursor a market is read again: a venue may list a fill late.
+OVERLAP: Final = timedelta(hours=1)
+#: Orders that are asked for one by one, at most, in one market: those that the ledger calls open
+#: and the lists did not have, and those that fills wait for.
+MOST_SINGLE: Final = 1_000
+#: Assets that others are traded against, for finding the markets of an account.
+_QUOTES: Final = ("USDT", "USDC", "FDUSD", "USD", "EUR", "BTC", "ETH")
+_ORDERS: Final = "orders"
+_TRADES: Final = "trades"
+_MARKETS: Final = "markets"
+
+
+@dataclass(frozen=True, slots=True)
+class MarketReport:
+    """One market of a synchronisation. since: from where it was read; None for the beginning."""
+
+    market: str
+    since: datetime | None
+    until: datetime
+    taken: TakenIn
+
+
+@dataclass(slots=True)
+class SyncReport:
+    """What a synchronisation did. resolved: orders whose fate had been unknown. conditions: risk
+    events that are new, of what does not add up at its end. balances: assets reported."""
+
+    account: str
+    until: datetime
+    markets: list[MarketReport] = field(default_factory=list)
+    resolved: int = 0
+    conditions: int = 0
+    balances: int = 0
+    seconds: float = 0.0
+
+    def total(self, count: str) -> int:
+        """The sum of a count of `TakenIn`."""
+        found = (getattr(market.taken, count) for market in self.markets)
+        return sum(value if isinstance(value, int) else len(value) for value in found)
+
+
+#: (market, what is read, up to when)
+Progress = Callable[[str, str, datetime | None], None]
+
+
+def silent(market: str, what: str, until: datetime | None) -> None:
+    """Nobody is watching."""
+
+
+async def sync_account(
+    store: Store,
+    account: Account,
+    exchange: PrivateExchange,
+    *,
+    markets: Sequence[str] = (),
+    since: datetime | None = None,
+    progress: Progress = silent,
+) -> SyncReport:
+    """Read an account, from where the last call stopped.
+
+    markets: unified symbols; () for those of the last time and those that the balances suggest.
+    since: None for the cursor, and where there is none, for as far as the exchange goes.
+    Raises ExchangeError, DatabaseError; what was read before is stored.
+    """
+    started = time.monotonic()
+    until = await exchange.now()
+    report = SyncReport(str(account), until)
+    listings = {listing.symbol: listing for listing in await exchange.load_markets()}
+    balances = await exchange.fetch_balances()
+    await store.ledger.report_balances(account, until, [_balance(b) for b in balances])
+    report.balances = len(balances)
+    gateway = Gateway(store, account, exchange)
+    report.resolved = len(await gateway.resolve_pending())
+    for symbol in await symbols_of(store, account, listings, balances, markets, until):
+        market = await store.markets.add(listings[symbol])
+        found = await _sync_market(store, account, exchange, market, since, until, progress)
+        report.markets.append(found)
+        report.conditions += await store.ledger.note_conditions(account, market)
+    report.seconds = time.monotonic() - started
+    return report
+
+
+async def symbols_of(
+    store: Store,
+    account: Account,
+    listings: dict[str, MarketListing],
+    balances: Iterable[ReportedBalance],
+    wanted: Sequence[str],
+    now: datetime,
+) -> list[str]:
+    """Markets to look at: those wanted, else those of the last time and those that the balances
+    suggest. What was looked at once is looked at from then on.
+
+    Raises BadSymbol for one that the exchange does not list.
+    """
+    cursor = await store.ledger.cursor(account, _MARKETS)
+    before = set(cursor.details.get("symbols", ())) if cursor else set()
+    for symbol in wanted:
+        if symbol not in listings:
+            raise BadSymbol(account.exchange, f"it does not list {symbol}")
+    if wanted:
+        chosen = list(dict.fromkeys(wanted))
+    else:
+        held = {balance.asset for balance in balances}
+        sides = held | set(_QUOTES)
+        suggested = {
+            symbol
+            for symbol, listing in listings.items()
+            if listing.type == "spot" and listing.name.base in held and listing.name.quote in sides
+        }
+        chosen = sorted((suggested | before) & listings.keys())
+    known = sorted(before | set(chosen))
+    if known != sorted(before):
+        await store.ledger.move_cursor(account, _MARKETS, now, details={"symbols": known})
+    return chosen
+
+
+async def _sync_market(
+    store: Store,
+    account: Account,
+    exchange: PrivateExchange,
+    market: Market,
+    since: datetime | None,
+    until: datetime,
+    progress: Progress,
+) -> MarketReport:
+    intake = await Intake.open(store, account, market)
+    from_orders = await _start(store, account, _ORDERS, market, since)
+    progress(market.symbol, _ORDERS, from_orders)
+    async for orders in order_windows(exchange, market.symbol, from_orders, until):
+        await intake.orders(orders.rows)
+        intake.cannot_read(orders.unreadable)
+        await store.ledger.move_cursor(account, _ORDERS, orders.until, market=market)
+        progress(market.symbol, _ORDERS, orders.until)
+    await _ask_for_open(store, account, exchange, market, intake)
+    from_trades = await _start(store, account, _TRADES, market, since)
+    async for trades in execution_windows(exchange, market.symbol, from_trades, until):
+        await intake.executions(trades.rows)
+        intake.cannot_read(trades.unreadable)
+        await store.ledger.move_cursor(account, _TRADES, trades.until, market=market)
+        progress(market.symbol, _TRADES, trades.until)
+    await _ask_for_waiting(store, account, exchange, market, intake)
+    starts = [at for at in (from_orders, from_trades) if at is not None]
+    return MarketReport(str(market), min(starts, default=None), until, intake.taken)
+
+
+async def _start(
+    store: Store, account: Account, kind: str, market: Market, since: datetime | None
+) -> datetime | None:
+    """From where to read: the cursor or `since`, whichever is earlier, so that no gap is left."""
+    cursor = await store.ledger.cursor(account, kind, market)
+    if cursor is None:
+        return since
+    resumed = cursor.until - OVERLAP
+    return resumed if since is None else min(since, resumed)
+
+
+async def _ask_for_open(
+    store: Store, account: Account, exchange: PrivateExchange, market: Market, intake: Intake
+) -> None:
+    """Orders that the ledger calls open, and that are older than what was read."""
+    for order in (await store.ledger.open_orders(account, market))[:MOST_SINGLE]:
+        if order.exchange_order_id is None or order.exchange_order_id in intake.seen:
+            continue
+        found = await exchange.fetch_order(
+            market.symbol, exchange_order_id=order.exchange_order_id, since=order.created_at
+        )
+        if found is not None:
+            await intake.orders([found])
+
+
+async def _ask_for_waiting(
+    store: Store, account: Account, exchange: PrivateExchange, market: Market, intake: Intake
+) -> None:
+    """Orders of fills that wait: older than what was read, or no longer in any list."""
+    for record in (await store.ledger.waiting(account, market))[:MOST_SINGLE]:
+        if record.order_id is not None or record.exchange_order_id is None:
+            continue
+        found = await exchange.fetch_order(
+            market.symbol, exchange_order_id=record.exchange_order_id
+        )
+        if found is not None:
+            await intake.orders([found])
+            intake.taken.waiting -= min(intake.taken.waiting, len(record.executions))
+            intake.taken.new += len(record.executions)
+
+
+def _balance(reported: ReportedBalance) -> Balance:
+    used = reported.used
+    if used is None:
+        free = reported.total if reported.free is None else reported.free
+        used = EXACT.subtract(reported.total, free)
+    return Balance(reported.asset, reported.total, used)
