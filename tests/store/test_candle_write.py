@@ -224,9 +224,15 @@ versions = st.lists(
 
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(writes=versions)
+@pytest.mark.parametrize("array_rows", [0, 1_000])
 async def test_any_sequence_of_writes_ends_as_the_last_word_on_each_candle(
-    store: Store, writes: list[list[tuple[int, int]]]
+    store: Store,
+    writes: list[list[tuple[int, int]]],
+    array_rows: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """By COPY and through a temporary table, and as arrays."""
+    monkeypatch.setattr(candle_write, "ARRAY_ROWS", array_rows)
     number = await value(store, "SELECT count(*) FROM markets")
     market = await store.markets.ensure("binance", f"X{number}/USDT")
     kept: dict[datetime, Candle] = {}
@@ -275,9 +281,16 @@ class TestTwoWriters:
         assert found in (minutes(START, 300, seed=1), minutes(START, 300, seed=2))
         assert await value(store, "SELECT count(*) FROM candle_revisions") == 300
 
-    async def test_one_of_them_psql_between_our_look_and_our_copy(
-        self, store: Store, market: Market, url: str, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize("array_rows", [0, 1_000])
+    async def test_one_of_them_psql_between_our_look_and_our_insert(
+        self,
+        store: Store,
+        market: Market,
+        url: str,
+        monkeypatch: pytest.MonkeyPatch,
+        array_rows: int,
     ) -> None:
+        monkeypatch.setattr(candle_write, "ARRAY_ROWS", array_rows)
         candles = minutes(START, 20)
         theirs = candle(candles[7].time, seed=1)
         monkeypatch.setattr(
@@ -301,9 +314,16 @@ class TestTwoWriters:
         await store.candles.write(market, "1m", as_table(candles))
         assert await stored(store, market) == candles
 
+    @pytest.mark.parametrize("array_rows", [0, 1_000])
     async def test_somebody_who_never_stops(
-        self, store: Store, market: Market, url: str, monkeypatch: pytest.MonkeyPatch
+        self,
+        store: Store,
+        market: Market,
+        url: str,
+        monkeypatch: pytest.MonkeyPatch,
+        array_rows: int,
     ) -> None:
+        monkeypatch.setattr(candle_write, "ARRAY_ROWS", array_rows)
         candles = minutes(START, 20)
         real = candle_write._compare
 
@@ -314,7 +334,7 @@ class TestTwoWriters:
                 await other.execute("SET session_replication_role = replica")
                 await other.execute("DELETE FROM ohlcv")
                 await other.execute(INSERT_CANDLE, *parameters(market, candles[3]))
-            return arguments[3], result[1], result[2]
+            return arguments[3], result[1]
 
         monkeypatch.setattr(candle_write, "_compare", compare)
         with pytest.raises(DatabaseError, match="gave up after 5 attempts"):

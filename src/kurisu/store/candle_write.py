@@ -39,7 +39,8 @@ from kurisu.store.engine import Engine
 
 #: Rows compared and sent at a time, which bounds memory at about 150 MB.
 SLICE_ROWS: Final = 500_000
-#: Up to here changed rows travel as arrays in one statement; beyond, through a temporary table.
+#: Up to here rows travel as arrays in one statement. Beyond, new ones by COPY, and changed ones
+#: through a temporary table.
 ARRAY_ROWS: Final = 1_000
 #: Somebody who does not take the lock (psql) may insert between our look and our COPY; the next
 #: look sees it.
@@ -85,13 +86,12 @@ SELECT time, open, high, low, close, volume FROM ohlcv
  ORDER BY time
 """
 
-# Candles that differ from the stored ones. Parameters: market_id, timeframe, and an array per
-# column.
-UPSERT_ARRAYS: Final = """
+# A few candles. Parameters: market_id, timeframe, and an array for each column.
+INSERT_ARRAYS: Final = """
 INSERT INTO ohlcv AS o (market_id, timeframe, time, open, high, low, close, volume)
-SELECT :market_id, :timeframe, n.* FROM unnest(
-    CAST(:time AS timestamptz[]), CAST(:open AS numeric[]), CAST(:high AS numeric[]),
-    CAST(:low AS numeric[]), CAST(:close AS numeric[]), CAST(:volume AS numeric[])) AS n
+SELECT $1, $2, n.* FROM unnest(
+    $3::timestamptz[], $4::numeric[], $5::numeric[], $6::numeric[], $7::numeric[],
+    $8::numeric[]) AS n
 """
 
 _ON_CONFLICT: Final = """
@@ -169,21 +169,21 @@ async def _write_slice(
     table: pa.Table,
     report: WriteReport,
 ) -> None:
+    inserted = 0
     for _ in range(ATTEMPTS):
-        new, changed, unchanged = await _compare(connection, market_id, frame, table)
-        try:
-            if new.num_rows:
-                async with connection.begin_nested():
-                    await _copy(connection, "ohlcv", market_id, frame, new)
-        except asyncpg.UniqueViolationError:
+        new, changed = await _compare(connection, market_id, frame, table)
+        stored = await _insert(connection, market_id, frame, new)
+        inserted += stored
+        if stored:
+            report.touched += runs(times_us(new.column("time")), frame)
+        if stored < new.num_rows:
             continue
         if changed.num_rows:
             await _update(connection, market_id, frame, changed)
-        for part in (new, changed):
-            report.touched += runs(times_us(part.column("time")), frame)
-        report.inserted += new.num_rows
+            report.touched += runs(times_us(changed.column("time")), frame)
+        report.inserted += inserted
         report.updated += changed.num_rows
-        report.unchanged += unchanged
+        report.unchanged += table.num_rows - inserted - changed.num_rows
         return
     raise DatabaseError(
         f"somebody else keeps inserting the same candles; gave up after {ATTEMPTS} attempts. "
@@ -193,21 +193,20 @@ async def _write_slice(
 
 async def _compare(
     connection: AsyncConnection, market_id: int, frame: Timeframe, table: pa.Table
-) -> tuple[pa.Table, pa.Table, int]:
-    """(new rows, rows that differ from the stored ones, how many are stored as they are)."""
+) -> tuple[pa.Table, pa.Table]:
+    """(new rows, rows that differ from the stored ones)."""
     wanted = times_us(table.column("time"))
     stored = await read_stored(
         connection, market_id, frame, from_us(int(wanted[0])), from_us(int(wanted[-1]))
     )
     if stored.num_rows == 0:
-        return table, table.slice(0, 0), 0
+        return table, table.slice(0, 0)
     known = times_us(stored.column("time"))
     at = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
     is_known = known[at] == wanted
     ours = table.filter(pa.array(is_known))
     changed = ours.filter(pa.array(differs(ours, stored.take(pa.array(at[is_known])))))
-    new = table.filter(pa.array(~is_known))
-    return new, changed, ours.num_rows - changed.num_rows
+    return table.filter(pa.array(~is_known)), changed
 
 
 async def read_stored(
@@ -217,6 +216,32 @@ async def read_stored(
     return await copy_to_arrow(
         await driver(connection), STORED, [market_id, frame.name, since, until], COLUMN_KINDS
     )
+
+
+async def _insert(
+    connection: AsyncConnection, market_id: int, frame: Timeframe, table: pa.Table
+) -> int:
+    """Store new candles; returns how many of them are, fewer if somebody else was first."""
+    if table.num_rows == 0:
+        return 0
+    if table.num_rows <= ARRAY_ROWS:
+        query = f"{INSERT_ARRAYS} ON CONFLICT DO NOTHING"
+        return await _send_arrays(connection, query, market_id, frame, table)
+    try:
+        async with connection.begin_nested():
+            await _copy(connection, "ohlcv", market_id, frame, table)
+    except asyncpg.UniqueViolationError:
+        return 0
+    return int(table.num_rows)
+
+
+async def _send_arrays(
+    connection: AsyncConnection, query: str, market_id: int, frame: Timeframe, table: pa.Table
+) -> int:
+    raw = await driver(connection)
+    columns = [table.column(name).to_pylist() for name in table.column_names]
+    status: str = await raw.execute(query, market_id, frame.name, *columns)
+    return int(status.rsplit(" ", 1)[1])
 
 
 async def _copy(
@@ -243,14 +268,7 @@ async def _update(
     connection: AsyncConnection, market_id: int, frame: Timeframe, table: pa.Table
 ) -> None:
     if table.num_rows <= ARRAY_ROWS:
-        await connection.execute(
-            text(UPSERT_ARRAYS + _ON_CONFLICT),
-            {
-                "market_id": market_id,
-                "timeframe": frame.name,
-                **{name: table.column(name).to_pylist() for name in table.column_names},
-            },
-        )
+        await _send_arrays(connection, INSERT_ARRAYS + _ON_CONFLICT, market_id, frame, table)
         return
     await connection.execute(text("DROP TABLE IF EXISTS kurisu_changed_candles"))
     await connection.execute(text(STAGE))
