@@ -140,6 +140,17 @@ async def test_upgrading_twice_changes_nothing(url: str, store: Store) -> None:
     assert await catalogue(url) == before
 
 
+@pytest.mark.parametrize("tier", ["community"], indirect=True)
+async def test_a_database_whose_weeks_are_compressed_one_by_one_puts_them_together(
+    url: str, store: Store
+) -> None:
+    await fetch(
+        store, "ALTER TABLE ohlcv SET (timescaledb.compress_chunk_time_interval = '7 days')"
+    )
+    assert await upgrade(url) == ["ohlcv compresses 28 days into a chunk now"]
+    assert await upgrade(url) == []
+
+
 @pytest.mark.parametrize("tier", ["plain"], indirect=True)
 async def test_money_survives_to_the_last_digit(store: Store, market: Market) -> None:
     largest = Decimal("99999999999999999999.999999999999999999")

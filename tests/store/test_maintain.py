@@ -300,6 +300,43 @@ async def test_chunks_that_are_due_are_compressed_once(store: Store, market: Mar
 
 
 @pytest.mark.parametrize("tier", ["community"], indirect=True)
+async def test_weeks_are_put_together_when_they_are_compressed(
+    store: Store, market: Market
+) -> None:
+    """Whatever the order in which they were written; and they take more candles afterwards."""
+    first = datetime(2024, 2, 1, tzinfo=UTC)  # a chunk begins
+    rows = native(first, 6 * 4 * 7, "4h")
+    for part in (rows[84:], rows[42:84], rows[:42]):
+        await write(store, market, part, "4h")
+    await store.db.maintain()
+    chunks = (
+        "SELECT range_start, range_end FROM timescaledb_information.chunks "
+        "WHERE hypertable_name = 'ohlcv' AND is_compressed ORDER BY range_start"
+    )
+    assert await fetch(store, chunks) == [(first, first + 28 * DAY)]
+    assert await stored(store, market, "4h") == rows
+    assert await coverage(store, market, "4h") == [(first, first + 28 * DAY, "complete", "api")]
+    inside = native(first + 10 * DAY, 1, "4h", seed=1)
+    await write(store, market, inside, "4h")
+    await write(store, market, native(first + 28 * DAY, 6, "4h"), "4h")
+    await store.db.maintain()
+    assert (await fetch(store, chunks))[0] == (first, first + 28 * DAY)
+    expected = {c.time: c for c in (*rows, *native(first + 28 * DAY, 6, "4h"), *inside)}
+    assert await stored(store, market, "4h") == [expected[time] for time in sorted(expected)]
+
+
+@pytest.mark.parametrize("tier", ["community"], indirect=True)
+async def test_a_chunk_that_the_background_job_took_first_is_left_out(
+    store: Store, market: Market, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await write(store, market, minutes(START, 10))
+    gone = "SELECT '_timescaledb_internal._hyper_9_9_chunk' AS chunk UNION ALL "
+    due = maintain_module.DUE_FOR_COMPRESSION.replace(" ORDER BY i.range_start", "")
+    monkeypatch.setattr(maintain_module, "DUE_FOR_COMPRESSION", gone + due)
+    assert "compressed 1 chunks" in await store.db.maintain()
+
+
+@pytest.mark.parametrize("tier", ["community"], indirect=True)
 async def test_chunks_that_are_not_due_are_left(store: Store, market: Market) -> None:
     now = datetime.now(UTC).replace(second=0, microsecond=0)
     await write(store, market, minutes(now - timedelta(hours=1), 10))

@@ -93,6 +93,17 @@ def _seconds(given: object) -> int:
         raise ConfigError(f"connect_timeout is {given!r}; it has to be whole seconds") from None
 
 
+#: SQLSTATE of a relation that is not there.
+UNDEFINED_TABLE: Final = "42P01"
+
+
+def sqlstate(error: DBAPIError) -> str | None:
+    """PostgreSQL's code of what went wrong."""
+    cause = error.orig.__cause__ if error.orig is not None else None
+    found: str | None = getattr(cause, "sqlstate", None)
+    return found
+
+
 def _says(error: BaseException) -> str:
     text = str(error).strip()
     detail = getattr(error, "detail", None)

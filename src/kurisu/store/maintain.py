@@ -12,11 +12,12 @@ from datetime import datetime
 from typing import Final
 
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from kurisu.domain.timeframe import TIMEFRAMES
 from kurisu.store import coverage, policies, rollups
-from kurisu.store.connect import autocommit, transaction
+from kurisu.store.connect import UNDEFINED_TABLE, autocommit, sqlstate, transaction
 from kurisu.store.coverage import MARKET_LOCK
 from kurisu.store.engine import Engine
 
@@ -57,7 +58,8 @@ UPDATE candle_coverage c SET since = e.cutoff FROM edge e
  WHERE c.timeframe = e.timeframe AND c.since < e.cutoff AND c.until > e.cutoff
 """
 
-# Chunks that are due to be compressed: never compressed, or written to since. Columns: chunk.
+# Chunks that are due to be compressed: never compressed, or written to since. The oldest first: a
+# chunk is put together with the compressed one before it. Columns: chunk.
 DUE_FOR_COMPRESSION: Final = """
 SELECT format('%I.%I', c.schema_name, c.table_name) AS chunk
   FROM _timescaledb_catalog.chunk c
@@ -68,7 +70,7 @@ SELECT format('%I.%I', c.schema_name, c.table_name) AS chunk
  WHERE h.schema_name = current_schema() AND NOT c.dropped
    AND i.range_end < now() - p.compress_after
    AND (NOT i.is_compressed OR c.status & 8 = 8)
- ORDER BY 1
+ ORDER BY i.range_start
 """
 
 
@@ -146,11 +148,21 @@ async def _maintain_community(database: AsyncEngine) -> list[str]:
         # What the background jobs have dropped: coverage of it would be a lie.
         await coverage.forget_dropped(connection)
         chunks = list(await connection.scalars(text(DUE_FOR_COMPRESSION)))
-    for chunk in chunks:
-        async with autocommit(database) as connection:
+    compressed = [chunk for chunk in chunks if await _compress(database, chunk)]
+    if compressed:
+        done.append(f"compressed {len(compressed)} chunks")
+    return done
+
+
+async def _compress(database: AsyncEngine, chunk: str) -> bool:
+    """False if it is gone: the background job has put it together with the one before it."""
+    async with autocommit(database) as connection:
+        try:
             await connection.execute(
                 text(f"SELECT compress_chunk('{chunk}', if_not_compressed => true)")
             )
-    if chunks:
-        done.append(f"compressed {len(chunks)} chunks")
-    return done
+        except DBAPIError as error:
+            if sqlstate(error) != UNDEFINED_TABLE:
+                raise
+            return False
+    return True

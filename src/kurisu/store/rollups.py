@@ -22,7 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from kurisu.domain.timeframe import BASE, ROLLUPS, Timeframe
 from kurisu.errors import DatabaseError
-from kurisu.store.connect import autocommit, driver, transaction
+from kurisu.store.connect import autocommit, driver, sqlstate, transaction
 
 #: One refresh at a time per database; overlapping ones leave duplicate or missing bars in some
 #: versions and fail in others.
@@ -360,8 +360,7 @@ async def refresh(
             if not await _in_flight(connection, {"view": view, **bounds}):
                 return True
         except DBAPIError as error:
-            cause = error.orig.__cause__ if error.orig is not None else None
-            if getattr(cause, "sqlstate", None) not in _IN_THE_WAY:
+            if sqlstate(error) not in _IN_THE_WAY:
                 raise
         await asyncio.sleep(FIRST_PAUSE_S * 2**attempt)
     return False
