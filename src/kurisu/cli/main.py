@@ -15,11 +15,14 @@ import typer
 
 from kurisu import __version__
 from kurisu.cli import (
+    account,
     candles,
     candles_backfill,
     candles_import,
     db,
     demo,
+    ledger,
+    ledger_sync,
     markets,
     server,
     streaming,
@@ -53,9 +56,12 @@ for group, name in (
     (db.app, "db"),
     (markets.app, "markets"),
     (candles.app, "candles"),
+    (account.app, "account"),
+    (ledger.app, "ledger"),
 ):
     app.add_typer(group, name=name)
 candles_import.add_to(candles.app)
+ledger_sync.add_to(ledger.app)
 candles_backfill.add_to(candles.app)
 streaming.add_to(app)
 demo.add_to(app)

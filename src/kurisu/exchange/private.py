@@ -23,6 +23,7 @@ from typing import Any, Final, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
 from kurisu.domain.execution import Execution
+from kurisu.domain.listing import MarketListing
 from kurisu.domain.money import number_fault, parse_decimal, plain
 from kurisu.domain.order import OrderType, OrderUpdate
 from kurisu.errors import (
@@ -40,7 +41,6 @@ from kurisu.errors import (
 from kurisu.exchange.ccxt_adapter import CcxtExchange
 from kurisu.exchange.clock import from_ms, to_ms
 from kurisu.exchange.exact import BrokenAnswer, reply_of
-from kurisu.domain.listing import MarketListing
 from kurisu.exchange.private_port import (
     ExecutionPage,
     NewOrder,
@@ -548,6 +548,12 @@ class CcxtAccount:
             order_window_ms=venue.order_window_ms or _days_ms(orders.get("untilDays")),
             order_limit=venue.order_limit or orders.get("limit") or CAUTIOUS_LIMIT,
         )
+
+
+def required_credentials(settings: ExchangeSettings) -> frozenset[str]:
+    """CCXT's names of the credentials that the exchange asks for. Raises NotOffered."""
+    client = CcxtExchange(settings).client
+    return frozenset(name for name, needed in client.requiredCredentials.items() if needed)
 
 
 @asynccontextmanager

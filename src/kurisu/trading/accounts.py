@@ -7,22 +7,48 @@ opened, and goes nowhere but into CCXT's object.
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 from kurisu.config import Config
-from kurisu.errors import ConfigError
+from kurisu.errors import ConfigError, InvalidArgument
 from kurisu.exchange.configured import settings_of
-from kurisu.exchange.private import CcxtAccount, open_account
-from kurisu.exchange.settings import ExchangeSettings
+from kurisu.exchange.private import CcxtAccount, open_account, required_credentials
+from kurisu.exchange.settings import SECRETS, ExchangeSettings
 from kurisu.store.accounts import Account
+
+#: The options of `kurisu account add` by CCXT's names.
+_OPTIONS: Final = {
+    "apiKey": "--key-env VARIABLE",
+    "secret": "--secret-env VARIABLE",
+    "password": "--password-env VARIABLE",
+}
 
 
 def missing_variables(account: Account) -> list[str]:
     """Environment variables of the account's credentials that are not set, by name."""
     return [variable for variable in account.credentials.values() if not os.environ.get(variable)]
+
+
+def check_credentials(config: Config, exchange: str, credentials: Mapping[str, str]) -> None:
+    """Whether CCXT knows the exchange, and all that it asks for is named.
+
+    Raises NotOffered, ConfigError, InvalidArgument; repeats no name of a variable, which may be a
+    credential that was given by mistake.
+    """
+    unknown = sorted(set(credentials) - SECRETS)
+    if unknown:
+        raise InvalidArgument(
+            f"{', '.join(unknown)} is no credential that CCXT knows: {', '.join(sorted(SECRETS))}"
+        )
+    settings = settings_of(config, exchange)
+    needed = required_credentials(replace(settings, env={}))
+    missing = sorted(needed - set(credentials) - set(settings.env))
+    if missing:
+        options = ", ".join(_OPTIONS.get(name, f"--env {name}=VARIABLE") for name in missing)
+        raise InvalidArgument(f"{exchange} needs {', '.join(missing)}: give {options}")
 
 
 def account_settings(config: Config, account: Account) -> ExchangeSettings:
