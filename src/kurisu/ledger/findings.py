@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import datetime
+from decimal import Decimal
 from itertools import combinations, groupby
 from typing import Final
 
@@ -127,6 +128,13 @@ def trade_id_reused(
     )
 
 
+def fills_missing(order: str, reported: Decimal, known: Decimal) -> RiskEvent:
+    """The exchange says that more was filled than is known."""
+    return RiskEvent.of(
+        EventType.FILLS_MISSING, Severity.WARNING, order=order, reported=reported, known=known
+    )
+
+
 def _conditions(record: OrderRecord) -> Iterator[RiskEvent]:
     placed, said = record.placed, record.said
     if placed is None:
@@ -134,13 +142,7 @@ def _conditions(record: OrderRecord) -> Iterator[RiskEvent]:
     order = placed.name
     known_filled = total(known.core.amount for known in record.executions)
     if said.greatest_filled is not None and said.greatest_filled > known_filled:
-        yield RiskEvent.of(
-            EventType.FILLS_MISSING,
-            Severity.WARNING,
-            order=order,
-            reported=said.greatest_filled,
-            known=known_filled,
-        )
+        yield fills_missing(order, said.greatest_filled, known_filled)
     limit, filled = room(record), record.filled
     for known in record.executions:
         if known.accepted:

@@ -138,6 +138,12 @@ class Intake:
             events=outcome.events - events_of(record, self.terms),
         )
 
+    def load(self, record: OrderRecord) -> None:
+        """A record as it was kept, whole. Nothing is decided; no other record may have its ids."""
+        key = self._next
+        self._next += 1
+        self._index(key, record)
+
     def update(self, update: OrderUpdate) -> Outcome:
         """What an exchange said about an order."""
         self._check_market(update.symbol)
@@ -195,6 +201,15 @@ class Intake:
                 for known in record.accepted
             )
         )
+
+    def records(self) -> tuple[OrderRecord, ...]:
+        """Everything that is known, as `load` takes it."""
+        return tuple(self._records.values())
+
+    def record(self, exchange_order_id: str) -> OrderRecord | None:
+        """What is known of the order of that exchange's id."""
+        key = self._by_exchange.get(exchange_order_id)
+        return None if key is None else self._records[key]
 
     def waiting(self) -> tuple[OrderRecord, ...]:
         """What was said of orders that are not (yet) ours, by the exchange's order id."""

@@ -7,16 +7,32 @@ executions and entries whenever it is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import asyncio
+import contextlib
+import itertools
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.pool import NullPool
 
 from kurisu.domain.balance import Balance, Entry
 from kurisu.domain.execution import Execution
+from kurisu.domain.market import MarketName
 from kurisu.domain.order import Order, OrderStatus, OrderUpdate
+from kurisu.domain.position import MarketTerms
+from kurisu.errors import InvalidArgument, LedgerRuleBroken, NotFound
+from kurisu.ledger.arithmetic import subtract
 from kurisu.ledger.events import RiskEvent
-from kurisu.ledger.intake import Outcome
+from kurisu.ledger.intake import Flag, Outcome
+from kurisu.ledger.tally import Verdict
 from kurisu.store.accounts import Account
+from kurisu.store.connect import driver, target, transaction, translated
+from kurisu.store.ledger_fast import Batch, Tallies, entries_of, entry_of, judged, order_now
+from kurisu.store.ledger_intake import Message, Raw, Scope, Taken, load, take_in
 from kurisu.store.ledger_values import (
     Applied,
     BalanceRow,
@@ -33,12 +49,31 @@ from kurisu.store.markets import Market
 if TYPE_CHECKING:
     from kurisu.store.store import Store
 
+#: Messages that go into one transaction.
+BATCH: Final = 1_000
+
+# Parameters: exchange, symbol.
+MARKET: Final = (
+    "SELECT id, contract_size FROM markets WHERE exchange = :exchange AND symbol = :symbol"
+)
+
 
 class Ledger:
     """`store.ledger`."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._tallies = Tallies()
+        self._scopes: dict[tuple[int | None, int | None, str, str], Scope] = {}
+        # One writer at a time: what a tally counted is in the database before the next looks.
+        self._lock = asyncio.Lock()
+        self._connection: AsyncConnection | None = None
+
+    async def close(self) -> None:
+        """Give back the connection that is kept for fills."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()
 
     # What comes in
 
@@ -51,7 +86,9 @@ class Ledger:
         Placing the same order again changes nothing. Raises LedgerRuleBroken if the client id names
         another order, NotFound for a market or account that is not there.
         """
-        raise NotImplementedError
+        scope = await self._scope(order.account_id, order.market, order.strategy_run_id)
+        async with self._session() as raw:
+            return (await self._take_in(raw, scope, [order])).outcomes[0]
 
     async def apply(
         self,
@@ -67,7 +104,13 @@ class Ledger:
         Outcome: what this call changed and what does not add up; `order` is None while the order is
         not ours and the message waits. Risk events are stored with it.
         """
-        raise NotImplementedError
+        scope = await self._scope_of(account, message.symbol, market, run_id)
+        async with self._session() as raw:
+            if isinstance(message, Execution):
+                outcome = await self._apply_plain(raw, scope, message)
+                if outcome is not None:
+                    return outcome
+            return (await self._take_in(raw, scope, [message])).outcomes[0]
 
     async def apply_many(
         self,
@@ -78,7 +121,18 @@ class Ledger:
         run_id: int | None = None,
     ) -> Applied:
         """As `apply`, for many at once, in one transaction for each thousand or so."""
-        raise NotImplementedError
+        applied = Applied()
+        rest = iter(messages)
+        while chunk := list(itertools.islice(rest, BATCH)):
+            applied.messages += len(chunk)
+            parts: dict[str | None, list[OrderUpdate | Execution]] = {}
+            for message in chunk:
+                parts.setdefault(message.symbol, []).append(message)
+            for symbol, part in parts.items():
+                scope = await self._scope_of(account, symbol, market, run_id)
+                async with self._session() as raw:
+                    await self._apply_part(raw, scope, part, applied)
+        return applied
 
     async def enter(
         self, account: Account | None, entries: Iterable[Entry], *, run_id: int | None = None
@@ -269,3 +323,163 @@ class Ledger:
         Returns how many rows of each. The same time again replaces what it said.
         """
         raise NotImplementedError
+
+    # How
+
+    async def _scope_of(
+        self, account: Account | None, symbol: str | None, market: Market | None, run_id: int | None
+    ) -> Scope:
+        if market is not None:
+            if symbol not in {None, market.symbol}:
+                raise LedgerRuleBroken("message_is_of_the_market", f"{symbol} is not {market}")
+            name = market.name
+        elif symbol is None:
+            raise InvalidArgument("the message names no symbol: give the market")
+        elif account is None:
+            raise InvalidArgument("without an account, give the market")
+        else:
+            scope = self._scopes.get((account.id, None, account.exchange, symbol))
+            if scope is not None:
+                return scope
+            name = MarketName.of(account.exchange, symbol)
+        return await self._scope(None if account is None else account.id, name, run_id)
+
+    async def _scope(self, account_id: int | None, name: MarketName, run_id: int | None) -> Scope:
+        if account_id is None and run_id is None:
+            raise InvalidArgument("an order belongs to an account or to a run; neither was given")
+        run_id = run_id if account_id is None else None
+        key = (account_id, run_id, name.exchange, name.symbol)
+        found = self._scopes.get(key)
+        if found is None:
+            async with transaction(self._store.database) as connection:
+                row = (
+                    await connection.execute(
+                        text(MARKET), {"exchange": name.exchange, "symbol": name.symbol}
+                    )
+                ).one_or_none()
+            if row is None:
+                raise NotFound(
+                    f"market {name} is not in the database; `kurisu markets list` shows what is "
+                    "there."
+                )
+            terms = MarketTerms.of(name, row.contract_size)
+            found = self._scopes[key] = Scope(account_id, run_id, row.id, terms)
+        return found
+
+    @contextlib.asynccontextmanager
+    async def _session(self) -> AsyncIterator[Raw]:
+        """asyncpg's own connection, outside any transaction; kept, since a fill has no time for
+        the pool. Where a server has one session at a time, nothing is kept.
+        """
+        database = self._store.database
+        async with self._lock:
+            with translated(target(database)):
+                if isinstance(database.pool, NullPool):
+                    async with database.connect() as connection:
+                        yield await driver(connection)
+                    return
+                if self._connection is None:
+                    self._connection = await database.connect()
+                try:
+                    yield await driver(self._connection)
+                except LedgerRuleBroken:
+                    raise
+                except BaseException:
+                    # Whatever it was, the next call begins with a connection that is fine.
+                    broken, self._connection = self._connection, None
+                    self._tallies.clear()
+                    await broken.invalidate()
+                    await broken.close()
+                    raise
+
+    async def _take_in(self, raw: Raw, scope: Scope, messages: Sequence[Message]) -> Taken:
+        """The long way, and what it leads to for the short one."""
+        taken = await take_in(raw, scope, messages)
+        for order_id, record in taken.records.items():
+            entry = entry_of(scope, record, order_id, taken.versions[order_id])
+            if entry is not None:
+                self._tallies.put(scope, entry)
+            elif record.exchange_order_id is not None:
+                self._tallies.drop(scope, record.exchange_order_id)
+        return taken
+
+    async def _apply_plain(self, raw: Raw, scope: Scope, execution: Execution) -> Outcome | None:
+        """The short way for one fill; None if it is not plain, or the tally is not right."""
+        entry = self._tallies.get(scope, execution.exchange_order_id)
+        if entry is None:
+            return None
+        verdict = entry.tally.judge(execution)
+        if verdict is Verdict.OTHER:
+            return None
+        before = order_now(entry)
+        if verdict is Verdict.KNOWN:
+            flags = frozenset({Flag.NOTHING_NEW})
+            return Outcome(before, before, conditions=entry.tally.conditions, flags=flags)
+        batch = Batch()
+        batch.add(entry, execution, scope.terms.settle_asset)
+        if not await batch.write(raw, scope):
+            self._tallies.drop(scope, execution.exchange_order_id)
+            return None
+        self._tallies.grown(1)
+        order = order_now(entry)
+        row = replace(
+            execution, cost=subtract(order.cost, before.cost), symbol=scope.terms.name.symbol
+        )
+        is_late = before.status.is_terminal
+        return Outcome(
+            before, order, inserted=(row,), conditions=entry.tally.conditions,
+            flags=frozenset({Flag.AFTER_END} if is_late else ()),
+        )  # fmt: skip
+
+    async def _apply_part(
+        self, raw: Raw, scope: Scope, messages: Sequence[OrderUpdate | Execution], applied: Applied
+    ) -> None:
+        """Messages about one market: plain fills together, then the rest."""
+        fills: dict[str, list[Execution]] = {}
+        others: list[Message] = []
+        for message in messages:
+            if isinstance(message, Execution):
+                fills.setdefault(message.exchange_order_id, []).append(message)
+            else:
+                others.append(message)
+        said = {getattr(message, "exchange_order_id", None) for message in others}
+        missing = [name for name in fills if self._tallies.get(scope, name) is None]
+        if missing:
+            for loaded in entries_of(scope, await load(raw, scope, [], missing)):
+                self._tallies.put(scope, loaded)
+        batch = Batch()
+        plain: list[str] = []
+        unchanged = 0
+        for name, executions in fills.items():
+            entry = self._tallies.get(scope, name)
+            known = None
+            if entry is not None and name not in said:
+                known = judged(entry, executions, batch, scope.terms.settle_asset)
+            if known is None:
+                self._tallies.drop(scope, name)
+                others.extend(executions)
+            else:
+                unchanged += known
+                plain.append(name)
+        if not len(batch) or await batch.write(raw, scope):
+            applied.inserted += len(batch)
+            applied.unchanged += unchanged
+            self._tallies.grown(len(batch))
+        else:
+            for name in plain:
+                self._tallies.drop(scope, name)
+                others.extend(fills[name])
+        if others:
+            self._report(await self._take_in(raw, scope, others), applied)
+
+    @staticmethod
+    def _report(taken: Taken, applied: Applied) -> None:
+        for outcome in taken.outcomes:
+            applied.inserted += len(outcome.inserted)
+            applied.corrected += len(outcome.completed)
+            applied.unchanged += Flag.NOTHING_NEW in outcome.flags
+            applied.waiting += Flag.WAITING in outcome.flags
+            applied.held += Flag.HELD in outcome.flags
+            if Flag.NOTHING_NEW not in outcome.flags:
+                applied.outcomes.append(outcome)
+        applied.events.extend(taken.events)

@@ -32,6 +32,7 @@ class Store:
     database: AsyncEngine
     engine: Engine
     config: Config = field(default_factory=Config)
+    _ledger: Ledger | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def markets(self) -> Markets:
@@ -47,7 +48,14 @@ class Store:
 
     @property
     def ledger(self) -> Ledger:
-        return Ledger(self)
+        if self._ledger is None:
+            self._ledger = Ledger(self)
+        return self._ledger
+
+    async def close(self) -> None:
+        """Give back what is kept; the engine is disposed by whoever made it."""
+        if self._ledger is not None:
+            await self._ledger.close()
 
     @property
     def candles(self) -> Candles:
@@ -84,7 +92,11 @@ async def open_store(
                 engine = await detect(connection)
         else:
             await converge_policies(database, engine, config)
-        yield Store(database, engine, config)
+        store = Store(database, engine, config)
+        try:
+            yield store
+        finally:
+            await store.close()
     finally:
         await database.dispose()
 
