@@ -15,6 +15,7 @@ from exchange_server.binance_account import BinanceAccount
 from exchange_server.clock import VirtualClock
 from exchange_server.truth import LENGTH_MS, Bar, Listing, Tick
 from exchange_server.venue import Answer, Venue
+from exchange_server.wire import Raw, dump
 
 WEIGHT_PER_MINUTE: Final = 6_000
 HOUR_MS: Final = 3_600_000
@@ -191,7 +192,7 @@ class Binance(Venue):
         bars = listing.candles(
             interval, self.clock.now_ms(), since, until, limit, newest=since is None
         )
-        return Answer([kline(bar, LENGTH_MS[interval]) for bar in bars])
+        return Answer([_spelled(listing, interval, bar) for bar in bars])
 
     def _agg_trades(self, listing: Listing, query: Mapping[str, str]) -> Answer:
         tape = self.aggregates[listing.id].tape
@@ -221,6 +222,14 @@ class Binance(Venue):
         else:
             found = list(listing.tape.visible(now)[-limit:])
         return Answer([raw_trade(tick) for tick in found])
+
+
+def _spelled(listing: Listing, interval: str, bar: Bar) -> str:
+    known = listing.series.spelled.get((interval, bar.open_ms))
+    if known is None or known[0] is not bar:
+        known = (bar, Raw(dump(kline(bar, LENGTH_MS[interval]))))
+        listing.series.spelled[interval, bar.open_ms] = known
+    return known[1]
 
 
 def kline(bar: Bar, length_ms: int) -> list[object]:

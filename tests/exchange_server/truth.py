@@ -49,6 +49,8 @@ class Series:
     bars: list[Bar] = field(default_factory=list)
     #: What a bar looked like before the exchange changed it: open_ms -> (changed at, early bar).
     early: dict[int, tuple[int, Bar]] = field(default_factory=dict)
+    #: How a venue spells its bars, by timeframe and open_ms; a measurement is not of spelling.
+    spelled: dict[tuple[str, int], tuple[Bar, str]] = field(default_factory=dict)
     _rolled: dict[str, list[Bar]] = field(default_factory=dict)
 
     def revise(self, open_ms: int, changed_at_ms: int, early: Bar) -> None:
@@ -79,8 +81,10 @@ class Series:
         first = 0 if since_ms is None else bisect_left(bars, since_ms, key=lambda b: b.open_ms)
         end_ms = now_ms if until_ms is None else min(now_ms, until_ms)
         last = bisect_right(bars, end_ms, key=lambda bar: bar.open_ms)
+        first, last = (
+            (max(first, last - limit), last) if newest else (first, min(last, first + limit))
+        )
         found = bars[first:last]
-        found = found[-limit:] if newest else found[:limit]
         return [
             self._seen(bar, now_ms) if bar.open_ms + length <= now_ms else unfinished(bar)
             for bar in found

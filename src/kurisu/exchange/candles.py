@@ -8,10 +8,12 @@ candles, which also say where to go on.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
+from operator import itemgetter, lt
 from typing import Final, TypeAlias
 
 import pyarrow as pa
@@ -36,6 +38,7 @@ REFETCHED_CANDLES: Final = 3
 _DAY: Final = TIMEFRAMES["1d"]
 #: By which an empty answer is checked, longest first.
 _COARSER: Final = (_DAY, TIMEFRAMES["1h"], TIMEFRAMES["5m"])
+_TIME_MS: Final = itemgetter(0)
 _NUMBERS: Final = ("open", "high", "low", "close", "volume")
 _TIME: Final = pa.timestamp("us", tz="UTC")
 _DECIMAL: Final = pa.decimal128(PRECISION, SCALE)
@@ -153,7 +156,12 @@ class _Walk:
         """One answer by open time; asked for again if it is empty."""
         found: Rows = {}
         for _ in range(EMPTY_ANSWERS):
-            for row in await self._exchange.fetch_candles(self._symbol, frame.name, at, limit):
+            rows = await self._exchange.fetch_candles(self._symbol, frame.name, at, limit)
+            times = list(map(_TIME_MS, rows))
+            if not found and all(map(lt, times, times[1:])) and (not times or times[0] >= at):
+                found = dict(zip(times, rows, strict=True))
+                rows = []
+            for row in rows:
                 if row.time_ms < at:
                     continue
                 if row.time_ms in found:
@@ -239,7 +247,10 @@ class _Walk:
     def page(
         self, since: int, until: int, found: Rows, status: PageStatus = PageStatus.ANSWERED
     ) -> CandlePage:
-        rows = [found[time] for time in sorted(found) if since <= time < until]
+        times = sorted(found)
+        rows = [
+            found[time] for time in times[bisect_left(times, since) : bisect_left(times, until)]
+        ]
         holes = () if status is PageStatus.UNAVAILABLE else tuple(self._holes(since, until, rows))
         made = CandlePage(
             from_ms(since), from_ms(until), status, candle_table(rows), holes, self._now,
@@ -251,15 +262,14 @@ class _Walk:
     def _holes(
         self, since: int, until: int, rows: Sequence[CandleRow]
     ) -> list[tuple[datetime, datetime]]:
-        holes = []
-        at = since
-        for row in rows:
-            if row.time_ms > at:
-                holes.append((from_ms(at), from_ms(row.time_ms)))
-            at = self.step(row.time_ms, 1)
-        if at < until:
-            holes.append((from_ms(at), from_ms(until)))
-        return holes
+        times = [row.time_ms for row in rows]
+        if self.frame.is_calendar:
+            closes = [self.close(time) for time in times]
+        else:
+            length = self.frame.seconds * 1000
+            closes = [time + length for time in times]
+        edges = zip([since, *closes], [*times, until], strict=True)
+        return [(from_ms(at), from_ms(to)) for at, to in edges if at < to]
 
 
 def _day_ms() -> int:
@@ -268,9 +278,10 @@ def _day_ms() -> int:
 
 def candle_table(rows: Sequence[CandleRow]) -> pa.Table:
     """Rows as the Arrow table that the store takes, digit for digit."""
-    times = pa.array([row.time_ms * 1000 for row in rows], pa.int64()).cast(_TIME)
-    columns = {name: exact_column([getattr(row, name) for row in rows]) for name in _NUMBERS}
-    return pa.table({"time": times, **columns})
+    times, *numbers = zip(*rows, strict=True) if rows else [()] * len(CandleRow._fields)
+    time = pa.array(times, pa.timestamp("ms", tz="UTC")).cast(_TIME)
+    columns = {name: exact_column(texts) for name, texts in zip(_NUMBERS, numbers, strict=True)}
+    return pa.table({"time": time, **columns})
 
 
 def exact_column(texts: Sequence[str | None]) -> pa.Array:

@@ -138,6 +138,8 @@ class CcxtExchange:
 
         async def ask() -> list[CandleRow]:
             rows = await self.client.fetch_ohlcv(symbol, timeframe, since_ms, asked)
+            if rows and type(rows[0]) is CandleRow:
+                return list(rows)
             return [self.candle_row(row) for row in rows]
 
         return await self._call(ask)

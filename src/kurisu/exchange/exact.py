@@ -14,7 +14,10 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cache, partial
+from operator import itemgetter
 from typing import Any, Final, NoReturn, Protocol
+
+from kurisu.exchange.bulk import pick
 
 
 @dataclass(slots=True)
@@ -136,6 +139,22 @@ class _Exact(_CcxtClass):  # type: ignore[misc]
             # CCXT would drop it without a word, and a page of such rows would look empty.
             raise BrokenAnswer(f"a candle without a time: {str(args[0])[:BODY_CHARACTERS]}")
         return row
+
+    def parse_ohlcvs(
+        self,
+        ohlcvs: Any,
+        market: Any = None,
+        timeframe: Any = "1m",
+        since: Any = None,
+        limit: Any = None,
+        tail: Any = False,
+    ) -> Any:
+        # Neither does it cut to `limit`: of a page with repeated rows that cuts off others.
+        rows = None if tail else pick(ohlcvs, lambda row: self.parse_ohlcv(row, market))
+        if rows is None:
+            return super().parse_ohlcvs(ohlcvs, market, timeframe, since, limit, tail)
+        rows.sort(key=itemgetter(0))
+        return rows if since is None else [row for row in rows if row[0] >= since]
 
     def filter_by_symbol_since_limit(
         self, array: Any, symbol: Any = None, *_: Any, **__: Any
