@@ -1,0 +1,165 @@
+"""What counts as whole is stored, whatever a stream does."""
+
+from __future__ import annotations
+
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from kurisu.domain.market import MarketName
+from kurisu.domain.trade import IdSpace
+from kurisu.exchange.port import TradeRow
+from kurisu.ingest.live.trades import HOLD_S, TradeFollower
+from kurisu.store.markets import Market
+
+START_MS = 1_000_000
+MARKET = Market(1, MarketName.of("binance", "BTC/USDT"), active=True)
+
+
+class World:
+    """A market that trades, a stream of it that breaks, and REST, which knows everything.
+
+    stored: numbers of the trades that were given to be stored, and were committed.
+    """
+
+    def __init__(self, times: list[int], space: IdSpace, *, gapless: bool) -> None:
+        self.times = times
+        self.derived = space is IdSpace.DERIVED
+        self.follower = TradeFollower(MARKET, space, gapless, START_MS, space)
+        self.gapless = gapless
+        self.at = 0
+        self.now_s = 100.0
+        self.stored: set[int] = set()
+        self.waiting: list[tuple[int, list[int], int]] = []
+        self.claimed: list[tuple[int, int]] = []
+        self.is_connected = True
+
+    def row(self, number: int) -> TradeRow:
+        name = None if self.derived else str(number + 1)
+        return TradeRow(self.times[number], name, "buy", str(number), "1")
+
+    def ready(self, rows: list[TradeRow]) -> None:
+        if rows:
+            numbers = [int(row.price) for row in rows]
+            if self.derived:
+                for time in {row.time_ms for row in rows}:
+                    whole = {n for n, t in enumerate(self.times[: self.at]) if t == time}
+                    assert whole <= set(numbers), "a millisecond was divided"
+            newest = max(row.time_ms for row in rows)
+            self.waiting.append((self.follower.run, numbers, newest))
+
+    def step(self, move: tuple[str, int]) -> None:
+        what, count = move
+        if what == "trade":
+            rows = [self.row(n) for n in range(self.at, min(self.at + count, len(self.times)))]
+            self.at += len(rows)
+            self.now_s += 0.01
+            if self.is_connected and rows:
+                self.ready(self.follower.receive(rows, self.now_s))
+        elif what == "lose" and self.gapless:
+            # A stream that leaves something out without a word: only ids can tell.
+            self.at = min(self.at + count, len(self.times))
+        elif what == "cut":
+            self.follower.lost()
+            self.is_connected = False
+        elif what == "connect":
+            self.is_connected = True
+        elif what == "wait":
+            ended = self.at == len(self.times) or self.times[self.at] != self.times[self.at - 1]
+            if ended:
+                self.now_s += HOLD_S
+                self.ready(self.follower.release(self.now_s))
+        elif what == "commit":
+            for run, numbers, newest in self.waiting:
+                self.stored.update(numbers)
+                self.follower.has_stored(run, newest)
+            self.waiting.clear()
+        elif what == "state":
+            claims = list(self.follower.claims)
+            self.claimed += claims
+            self.follower.has_stated(claims)
+        elif what == "rest":
+            self.rest()
+
+    def rest(self) -> None:
+        """Up to the first trade of the run, else to now; never a millisecond that goes on."""
+        missing = self.follower.missing
+        made = self.times[self.at] if self.at < len(self.times) else self.times[-1] + 1
+        since = self.follower.whole_until
+        until = min(made, missing[1]) if missing else made
+        if until > since:
+            self.stored.update(n for n, time in enumerate(self.times) if since <= time < until)
+            self.follower.has_read(until)
+
+    def check(self) -> None:
+        def all_stored(since: int, until: int) -> bool:
+            return all(
+                n in self.stored for n, time in enumerate(self.times) if since <= time < until
+            )
+
+        assert all_stored(START_MS, self.follower.whole_until)
+        assert all(all_stored(*claim) for claim in [*self.claimed, *self.follower.claims])
+
+
+TIMES = st.lists(st.sampled_from([0, 0, 1, 2, 700, 5_000]), min_size=1, max_size=60).map(
+    lambda steps: [START_MS + 5 + sum(steps[: n + 1]) for n in range(len(steps))]
+)
+MOVES = st.lists(
+    st.tuples(
+        st.sampled_from(
+            ["trade", "trade", "trade", "commit", "rest", "cut", "connect", "wait", "state", "lose"]
+        ),
+        st.integers(1, 5),
+    ),
+    max_size=60,
+)
+
+
+# A connection that is cut inside of a millisecond.
+@example(
+    times=[START_MS + 5, START_MS + 5, START_MS + 6],
+    moves=[("trade", 1), ("cut", 1), ("trade", 1)],
+    kind="derived",
+)
+@settings(max_examples=300)
+@given(times=TIMES, moves=MOVES, kind=st.sampled_from(["gapless", "raw", "derived"]))
+def test_what_counts_as_whole_is_stored(
+    times: list[int], moves: list[tuple[str, int]], kind: str
+) -> None:
+    space = {"gapless": IdSpace.AGGREGATE, "raw": IdSpace.RAW, "derived": IdSpace.DERIVED}[kind]
+    world = World(times, space, gapless=kind == "gapless")
+    for move in moves:
+        world.step(move)
+        world.check()
+    # And it comes to an end: a whole run, REST, and everything up to the newest trade is whole.
+    for what in ("connect", "cut", "connect"):
+        world.step((what, 1))
+    world.at = max(0, min(world.at, len(times) - 1))
+    first = times[world.at]
+    for what in ("trade", "commit", "wait", "commit", "rest", "rest"):
+        world.step((what, len(times)))
+        world.check()
+    assert world.follower.whole_until > first or world.follower.first is None
+
+
+def test_a_jump_in_the_ids_is_asked_for_and_claims_go_on_behind_it() -> None:
+    follower = TradeFollower(MARKET, IdSpace.AGGREGATE, True, START_MS)
+    rows = [TradeRow(START_MS + 10 * n, str(n), "buy", "1", "1") for n in range(1, 8)]
+    assert follower.receive(rows[:2], 1.0) == rows[:2]
+    assert follower.missing == (START_MS, START_MS + 11)
+    follower.has_read(START_MS + 11)
+    follower.has_stored(follower.run, START_MS + 20)
+    assert follower.claims == [(START_MS + 11, START_MS + 20)]
+    # 3 is missing; a repetition of 2 is not one more.
+    assert follower.receive([rows[1], rows[3]], 2.0) == [rows[3]]
+    assert follower.missing == (START_MS + 20, START_MS + 41)
+    # What the run before had written and not yet committed is whole, too, but nobody may say so.
+    follower.has_stored(follower.run - 1, START_MS + 20)
+    assert follower.whole_until == START_MS + 20
+    follower.has_read(START_MS + 41)
+    follower.receive(rows[4:], 3.0)
+    follower.has_stored(follower.run, START_MS + 70)
+    assert follower.claims == [
+        (START_MS + 11, START_MS + 20), (START_MS + 41, START_MS + 70),
+    ]  # fmt: skip
+    follower.has_stated(follower.claims[:1])
+    assert follower.claims == [(START_MS + 41, START_MS + 70)]
