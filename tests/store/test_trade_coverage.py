@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any, Final
 
 import pytest
@@ -128,3 +129,24 @@ async def test_rows_and_coverage_come_together_or_not_at_all(
     with pytest.raises(WriteRefused):
         await store.trades.write(market, [row], complete=[(at(0), at(10))])
     assert len(await store.trades.read(market)) == 0
+
+
+async def test_coverage_goes_with_the_trades_that_retention_drops(
+    store: Store, market: Market
+) -> None:
+    today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    old, new = today - timedelta(days=100), today - timedelta(days=1)
+    rows = [Trade(time, "1", None, Decimal(1), Decimal(1)) for time in (old, new)]
+    until = new + timedelta(hours=1)
+    await store.trades.write(market, rows, complete=[(old, until)])
+    await store.db.set_retention("trades", "10 days")
+    if store.engine.is_community:  # what the background job does, some time
+        async with transaction(store.database) as connection:
+            await connection.exec_driver_sql("SELECT drop_chunks('trades', INTERVAL '10 days')")
+    await store.db.maintain()
+    (left,) = await store.trades.coverage(market)
+    assert old + timedelta(days=30) < left.since <= new
+    assert left.until == until
+    # Where there is no chunk nobody can tell dropped trades from none: they are asked for again.
+    await store.trades.forget_dropped()
+    assert await store.trades.forget_dropped() == 0

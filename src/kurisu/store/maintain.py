@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from kurisu.domain.timeframe import TIMEFRAMES
-from kurisu.store import coverage, policies, rollups
+from kurisu.store import coverage, policies, rollups, trade_coverage
 from kurisu.store.connect import UNDEFINED_TABLE, autocommit, sqlstate, transaction
 from kurisu.store.coverage import MARKET_LOCK
 from kurisu.store.engine import Engine
@@ -108,9 +108,11 @@ async def _expire(database: AsyncEngine, engine: Engine, relation: str) -> list[
         rows += deleted
         if deleted == 0:
             break
-    if relation == "ohlcv":
-        async with transaction(database) as connection:
+    async with transaction(database) as connection:
+        if relation == "ohlcv":
             await _trim_coverage(connection, cutoff)
+        else:
+            await trade_coverage.trim(connection, cutoff)
     if rows:
         done.append(f"{relation}: deleted {rows:,} rows older than {cutoff:%Y-%m-%d}")
     return done
@@ -147,6 +149,7 @@ async def _maintain_community(database: AsyncEngine) -> list[str]:
     async with transaction(database) as connection:
         # What the background jobs have dropped: coverage of it would be a lie.
         await coverage.forget_dropped(connection)
+        await trade_coverage.forget_dropped(connection)
         chunks = list(await connection.scalars(text(DUE_FOR_COMPRESSION)))
     compressed = [chunk for chunk in chunks if await _compress(database, chunk)]
     if compressed:

@@ -235,7 +235,7 @@ async def make_room(
     engine: Engine,
     relation: str,
     oldest: datetime,
-    expiring_rows: int,
+    expiring_rows: int | None,
     *,
     allow_expiring: bool,
 ) -> str | None:
@@ -243,8 +243,9 @@ async def make_room(
 
     A default policy is moved back, and the line that says so is returned. One that the user has
     set stays: raises RetentionConflict, unless `allow_expiring`. expiring_rows: how many rows are
-    older than the policy, for the message.
+    older than the policy, for the message; None if that is not known.
     """
+    rows = "rows" if expiring_rows is None else f"{expiring_rows:,} rows"
     policy = (await read(connection))[relation]
     if policy.cutoff is None or oldest >= policy.cutoff:
         return None
@@ -257,7 +258,7 @@ async def make_room(
         )
     if allow_expiring:
         return (
-            f"{expiring_rows:,} rows from {oldest:%Y-%m-%d} on are older than the retention of "
+            f"{rows} from {oldest:%Y-%m-%d} on are older than the retention of "
             f"{relation} ({policy.drop_after}) and will be dropped again"
         )
     where = "kurisu.toml" if policy.origin == "config" else "`kurisu db retention`"
@@ -267,7 +268,7 @@ async def make_room(
         else f"run `kurisu db retention {relation} '{await _years(connection, oldest)}'` (or 'off')"
     )
     raise RetentionConflict(
-        f"{expiring_rows:,} rows from {oldest:%Y-%m-%d} on are older than the retention of "
+        f"{rows} from {oldest:%Y-%m-%d} on are older than the retention of "
         f"{relation}, {policy.drop_after}, that {where} set; they would be dropped again. Nothing "
         f"was stored. Either {change}, or store them all the same with --allow-expiring."
     )

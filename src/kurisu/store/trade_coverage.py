@@ -73,6 +73,72 @@ SELECT :market_id, r.* FROM unnest(
 """
 
 
+# Coverage of dropped trades goes with them. Parameters: cutoff.
+TRIM: Final = """
+WITH gone AS (
+    DELETE FROM trade_coverage WHERE until <= CAST(:cutoff AS timestamptz)
+)
+UPDATE trade_coverage SET since = CAST(:cutoff AS timestamptz)
+ WHERE since < CAST(:cutoff AS timestamptz) AND until > CAST(:cutoff AS timestamptz)
+"""
+
+# Markets whose coverage is about to be cut, locked against writers as a writer would. Parameters:
+# cutoff.
+LOCK_OLD: Final = f"""
+SELECT pg_advisory_xact_lock({TRADE_LOCK}, m.market_id)
+  FROM (SELECT DISTINCT market_id FROM trade_coverage
+         WHERE since < CAST(:cutoff AS timestamptz) ORDER BY 1) m
+"""
+
+# Complete stretches that are no longer stored, because their chunk was dropped: a chunk is made
+# with the first row in it. Columns: market_id, since, until, source, reason, left (what is in
+# chunks of it).
+DROPPED: Final = """
+SELECT c.market_id, c.since, c.until, c.source, c.reason,
+       ARRAY(SELECT lower(r) FROM unnest(k.ranges * tstzmultirange(tstzrange(c.since, c.until))) r)
+           AS sinces,
+       ARRAY(SELECT upper(r) FROM unnest(k.ranges * tstzmultirange(tstzrange(c.since, c.until))) r)
+           AS untils
+  FROM trade_coverage c,
+       (SELECT coalesce(range_agg(tstzrange(range_start, range_end)), '{}') AS ranges
+          FROM timescaledb_information.chunks
+         WHERE hypertable_schema = current_schema() AND hypertable_name = 'trades') k
+ WHERE c.status = 'complete' AND NOT tstzrange(c.since, c.until) <@ k.ranges
+ ORDER BY c.market_id, c.since
+"""
+
+
+async def trim(connection: AsyncConnection, cutoff: datetime) -> None:
+    """Forget everything before `cutoff`, whose trades are dropped."""
+    await connection.execute(text(LOCK_OLD), {"cutoff": cutoff})
+    await connection.execute(text(TRIM), {"cutoff": cutoff})
+
+
+async def forget_dropped(connection: AsyncConnection) -> int:
+    """Take back `complete` where the chunks are gone; returns how many stretches it cut.
+
+    Background jobs and `drop_chunks` say nothing to anybody. For engines with hypertables.
+    """
+    ids = {row.market_id for row in await connection.execute(text(DROPPED))}
+    if not ids:
+        return 0
+    await connection.execute(text(LOCK), {"ids": sorted(ids)})
+    # Once more, now that nobody writes them.
+    rows = (await connection.execute(text(DROPPED))).all()
+    cut = 0
+    for row in rows:
+        if row.market_id not in ids:
+            continue
+        stretch = TradeStretch(row.since, row.until, "complete", row.source, row.reason)
+        left = [
+            TradeStretch(since, until, "complete", row.source, row.reason)
+            for since, until in zip(row.sinces, row.untils, strict=True)
+        ]
+        await _replace(connection, row.market_id, [stretch], left)
+        cut += 1
+    return cut
+
+
 async def read(
     connection: AsyncConnection,
     market_id: int,
@@ -146,7 +212,16 @@ async def _state_one(
     }
     known = [TradeStretch(*row) for row in await connection.execute(text(NEAR), near)]
     wanted = _yielding(stated, known)
-    after = overlay(known, wanted)
+    await _replace(connection, market_id, known, overlay(known, wanted))
+    return without(wanted, known, same_status=True)
+
+
+async def _replace(
+    connection: AsyncConnection,
+    market_id: int,
+    known: Sequence[TradeStretch],
+    after: Sequence[TradeStretch],
+) -> None:
     before, later = set(known), set(after)
     gone = [one.since for one in known if one not in later]
     new = [one for one in after if one not in before]
@@ -164,7 +239,6 @@ async def _state_one(
                 "reasons": [_short(one.reason) for one in new],
             },
         )
-    return without(wanted, known, same_status=True)
 
 
 def _short(reason: str | None) -> str | None:

@@ -224,6 +224,25 @@ class Trades:
             learned = await trade_coverage.state(connection, stated)
         return {str(m): learned[m.id] for m, _, _ in stretches if m.id in learned}
 
+    async def check_room(self, oldest: datetime) -> None:
+        """Raises RetentionConflict if a policy that the user has set would drop trades from
+        `oldest` on; changes nothing."""
+        async with transaction(self._store.database) as connection:
+            policy = (await policies.read(connection))["trades"]
+            if policy.cutoff is None or oldest >= policy.cutoff or policy.origin == "default":
+                return
+            await policies.make_room(
+                connection, self._store.engine, "trades", oldest, None, allow_expiring=False
+            )
+
+    async def forget_dropped(self) -> int:
+        """Take back that trades are stored where somebody dropped their chunks; how many
+        stretches that cut. Only hypertables have chunks."""
+        if not self._store.engine.has_hypertables:
+            return 0
+        async with transaction(self._store.database) as connection:
+            return await trade_coverage.forget_dropped(connection)
+
     async def id_space(self, market: Market) -> IdSpace | None:
         """What the ids of the market's trades are; None while it has none."""
         async with transaction(self._store.database) as connection:
