@@ -54,6 +54,9 @@ FIRST_WAIT_S: Final = 0.5
 LONGEST_WAIT_S: Final = 5.0
 #: How long past `absent_after` an exchange that does not answer is asked for an order.
 PATIENCE_S: Final = 30.0
+#: An order that is older than ours by more than this is not ours: times of orders are the
+#: exchange's, and the time at which we wrote ours is never ahead of its clock.
+_CLOCK_MARGIN: Final = timedelta(seconds=2)
 #: How often a cancel whose answer was lost is sent: it does nothing the second time.
 CANCEL_ATTEMPTS: Final = 3
 
@@ -209,7 +212,10 @@ class Gateway:
                 )
             answer = await self._exchange.create_order(new)
         except DuplicateClientOrderId:
-            # It is there: sent by us before, or by another program under the same id.
+            if await self._is_taken(order):
+                await self._fail(order, market)
+                raise
+            # Then it is ours: the exchange had it after all.
             return await self._resolved(order, None)
         except OrderOutcomeUnknown as error:
             return await self._resolved(order, error)
@@ -283,12 +289,23 @@ class Gateway:
         """One look. Where the venue forgets ids soon, the lists of orders are looked through."""
         forgets_after = self._exchange.private.forgets_after
         is_old = forgets_after is not None and now - order.created_at > forgets_after / 2
-        return await self._exchange.fetch_order(
+        found = await self._exchange.fetch_order(
             order.market.symbol,
             exchange_order_id=order.exchange_order_id,
             client_order_id=order.client_order_id,
             since=order.created_at if is_old else None,
         )
+        return None if found is None or _is_older(found, order) else found
+
+    async def _is_taken(self, order: Order) -> bool:
+        """True if the client id is that of somebody else's order."""
+        try:
+            found = await self._exchange.fetch_order(
+                order.market.symbol, client_order_id=order.client_order_id
+            )
+        except ExchangeError:
+            return False
+        return found is not None and _is_older(found, order)
 
     async def _unresolved(self, order: Order, market: Market) -> Resolution:
         event = RiskEvent.of(
@@ -385,3 +402,9 @@ class Gateway:
         if listing.symbol not in self._markets:
             self._markets[listing.symbol] = await self._store.markets.add(listing)
         return self._markets[listing.symbol]
+
+
+def _is_older(report: ReportedOrder, order: Order) -> bool:
+    """True if the exchange had it before we wrote ours: another program used our id."""
+    made_at = report.update.created_at
+    return made_at is not None and made_at < order.created_at - _CLOCK_MARGIN
