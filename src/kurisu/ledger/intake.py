@@ -224,7 +224,7 @@ class Intake:
 
     def conditions(self) -> frozenset[RiskEvent]:
         """What does not add up now."""
-        found = {_unknown(record) for record in self.waiting()}
+        found = {order_unknown(record) for record in self.waiting()}
         for record in self._records.values():
             found |= conditions_of(record)
         return frozenset(found)
@@ -315,7 +315,7 @@ class Intake:
             events=events - events_before,
             conditions=conditions_of(record)
             if record.placed is not None
-            else frozenset({_unknown(record)}),
+            else frozenset({order_unknown(record)}),
             flags=frozenset(flags),
         )
 
@@ -379,7 +379,8 @@ def _contradict(one: OrderRecord, other: OrderRecord) -> bool:
     )
 
 
-def _unknown(record: OrderRecord) -> RiskEvent:
+def order_unknown(record: OrderRecord) -> RiskEvent:
+    """Something was said of an order that is not (yet) ours."""
     return RiskEvent.of(
         EventType.ORDER_UNKNOWN,
         Severity.WARNING,

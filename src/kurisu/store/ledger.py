@@ -12,7 +12,7 @@ import contextlib
 import itertools
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import text
@@ -29,10 +29,13 @@ from kurisu.ledger.arithmetic import subtract
 from kurisu.ledger.events import RiskEvent
 from kurisu.ledger.intake import Flag, Outcome
 from kurisu.ledger.tally import Verdict
+from kurisu.store import ledger_conditions, ledger_entries, ledger_read, ledger_state
 from kurisu.store.accounts import Account
 from kurisu.store.connect import driver, target, transaction, translated
 from kurisu.store.ledger_fast import Batch, Tallies, entries_of, entry_of, judged, order_now
 from kurisu.store.ledger_intake import Message, Raw, Scope, Taken, load, take_in
+from kurisu.store.ledger_read import Filter
+from kurisu.store.ledger_state import OWNERS, after, one_view
 from kurisu.store.ledger_values import (
     Applied,
     BalanceRow,
@@ -56,6 +59,10 @@ BATCH: Final = 1_000
 MARKET: Final = (
     "SELECT id, contract_size FROM markets WHERE exchange = :exchange AND symbol = :symbol"
 )
+
+
+def _wallet(row: BalanceRow) -> tuple[int | None, int | None, str]:
+    return row.account_id, row.strategy_run_id, row.balance.asset
 
 
 class Ledger:
@@ -142,7 +149,10 @@ class Ledger:
         One whose reference is there already (same account, kind and asset) is left out. Raises
         LedgerRuleBroken, "entry_reference_names_one_entry", if it is there with another content.
         """
-        raise NotImplementedError
+        async with transaction(self._store.database) as connection:
+            return await ledger_entries.enter(
+                connection, None if account is None else account.id, run_id, entries
+            )
 
     async def entries(
         self,
@@ -153,7 +163,10 @@ class Ledger:
         until: datetime | None = None,
     ) -> list[EntryRow]:
         """Entries by time. until is exclusive."""
-        raise NotImplementedError
+        async with transaction(self._store.database) as connection:
+            return await ledger_entries.entries(
+                connection, None if account is None else account.id, run_id, since, until
+            )
 
     async def raise_event(
         self,
@@ -164,7 +177,14 @@ class Ledger:
         run_id: int | None = None,
     ) -> bool:
         """Store a risk event; False if the same one is there already."""
-        raise NotImplementedError
+        async with transaction(self._store.database) as connection:
+            return await ledger_entries.raise_event(
+                connection,
+                event,
+                None if account is None else account.id,
+                None if market is None else market.id,
+                run_id,
+            )
 
     # How far an account was read, and what its exchange reports
 
@@ -172,7 +192,10 @@ class Ledger:
         self, account: Account, kind: str, market: Market | None = None
     ) -> Cursor | None:
         """How far `kind` (orders, trades, ledger) was read; None if it never was."""
-        raise NotImplementedError
+        async with transaction(self._store.database) as connection:
+            return await ledger_entries.cursor(
+                connection, account.id, None if market is None else market.id, kind
+            )
 
     async def move_cursor(
         self,
@@ -184,19 +207,24 @@ class Ledger:
         details: Mapping[str, Any] | None = None,
     ) -> None:
         """Everything of `kind` before `until` is stored; never moves back."""
-        raise NotImplementedError
+        async with transaction(self._store.database) as connection:
+            await ledger_entries.move_cursor(
+                connection, account.id, None if market is None else market.id, kind, until, details
+            )
 
     async def report_balances(
         self, account: Account, time: datetime, balances: Sequence[Balance]
     ) -> None:
         """Store what the exchange says that the account has; all of it, at `time`."""
-        raise NotImplementedError
+        async with transaction(self._store.database) as connection:
+            await ledger_entries.report_balances(connection, account.id, time, balances)
 
     async def reported_balances(
         self, account: Account, at: datetime | None = None
     ) -> list[ReportedBalance]:
         """What the exchange last said (not later than `at`), by asset; empty if it never did."""
-        raise NotImplementedError
+        async with transaction(self._store.database) as connection:
+            return await ledger_entries.reported_balances(connection, account.id, at)
 
     # What stands
 
@@ -209,7 +237,21 @@ class Ledger:
         market: Market | None = None,
     ) -> Order | None:
         """The order of that id; None if it is not ours. market: exchange ids are per market."""
-        raise NotImplementedError
+        if (client_order_id is None) == (exchange_order_id is None):
+            raise InvalidArgument("ask for a client's id or for an exchange's order id")
+        wanted = Filter(
+            account_id=None if account is None else account.id,
+            market_id=None if market is None else market.id,
+            client_order_id=client_order_id,
+            exchange_order_id=exchange_order_id,
+        )
+        async with transaction(self._store.database) as connection:
+            found = await ledger_read.orders(connection, wanted, 2)
+        if len(found) > 1:
+            raise InvalidArgument(
+                f"{exchange_order_id!r} is the id of orders of several markets: give the market"
+            )
+        return found[0] if found else None
 
     async def orders(
         self,
@@ -227,11 +269,23 @@ class Ledger:
 
         since, until: of created_at; until is exclusive.
         """
-        raise NotImplementedError
+        wanted = Filter(
+            account_id=None if account is None else account.id,
+            market_id=None if market is None else market.id,
+            strategy_id=strategy_id,
+            run_id=run_id,
+            statuses=statuses,
+            since=since,
+            until=until,
+        )
+        async with transaction(self._store.database) as connection:
+            return await ledger_read.orders(connection, wanted, limit)
 
     async def open_orders(self, account: Account, market: Market | None = None) -> list[Order]:
         """Orders that are pending or open."""
-        raise NotImplementedError
+        return await self.orders(
+            account, market=market, statuses=(OrderStatus.PENDING, OrderStatus.OPEN)
+        )
 
     async def executions(
         self,
@@ -246,24 +300,45 @@ class Ledger:
         limit: int | None = None,
     ) -> list[StoredExecution]:
         """Executions that count, by time; the last `limit` of them."""
-        raise NotImplementedError
+        wanted = Filter(
+            account_id=None if account is None else account.id,
+            market_id=None if market is None else market.id,
+            strategy_id=strategy_id,
+            run_id=run_id,
+            order_id=order_id,
+            since=since,
+            until=until,
+        )
+        async with transaction(self._store.database) as connection:
+            return await ledger_read.executions(connection, wanted, limit)
 
     async def waiting(self, account: Account, market: Market | None = None) -> list[WaitingRecord]:
         """What was said of orders that are not (yet) ours, and executions that do not fit."""
-        raise NotImplementedError
+        async with transaction(self._store.database) as connection:
+            return await ledger_read.waiting(
+                connection, account.id, None if market is None else market.id
+            )
 
     async def conditions(
         self, account: Account, market: Market | None = None
     ) -> list[tuple[Market, RiskEvent]]:
         """What does not add up now: fills missing, orders unknown, executions held."""
-        raise NotImplementedError
+        async with transaction(self._store.database) as connection:
+            return await ledger_conditions.conditions(connection, account, market)
 
     async def note_conditions(self, account: Account, market: Market | None = None) -> int:
         """Store what does not add up now as risk events; returns how many are new.
 
         For the end of a synchronisation: in the middle of one most conditions are about to pass.
         """
-        raise NotImplementedError
+        found = await self.conditions(account, market)
+        new = 0
+        async with transaction(self._store.database) as connection:
+            for where, event in found:
+                new += await ledger_entries.raise_event(
+                    connection, event, account.id, where.id, None
+                )
+        return new
 
     async def positions(
         self,
@@ -281,7 +356,17 @@ class Ledger:
         by: what is kept apart; a market always is. by=("account",) is how an exchange sees it.
         marked: with unrealised PnL at the close of the market's latest candle at `at`.
         """
-        raise NotImplementedError
+        time = at or datetime.now(UTC)
+        wanted = Filter(
+            account_id=None if account is None else account.id,
+            market_id=None if market is None else market.id,
+            strategy_id=strategy_id,
+            run_id=run_id,
+            until=None if at is None else after(at),
+        )
+        async with one_view(self._store.database) as connection:
+            rows = await ledger_state.positions(connection, wanted, time, by, marked=marked)
+        return [row for _, row in rows]
 
     async def balances(
         self,
@@ -289,13 +374,22 @@ class Ledger:
         *,
         run_id: int | None = None,
         at: datetime | None = None,
+        by_run: bool = False,
     ) -> list[BalanceRow]:
         """Wallets that the executions and entries until `at` add up to, by account and asset.
 
-        run_id: what that run did to them, and nothing else.
+        run_id: what that run did to them, and nothing else. by_run: what each run did.
         used: what spot orders hold that were open at `at`.
         """
-        raise NotImplementedError
+        async with one_view(self._store.database) as connection:
+            return await ledger_state.balances(
+                connection,
+                None if account is None else account.id,
+                run_id,
+                at,
+                datetime.now(UTC),
+                by_run=by_run,
+            )
 
     async def pnl(
         self,
@@ -310,9 +404,20 @@ class Ledger:
     ) -> list[PnlRow]:
         """Realised PnL, fees and volume of a time, and what is unrealised at its end.
 
-        by: any of account, market, strategy, run, day (UTC). Unrealised PnL is left out by day.
+        by: any of account, market, strategy, run, day (UTC). Positions are an account's in a
+            market; by strategy or run they are kept apart, and what is realised is counted apart.
+            Unrealised PnL is left out by day.
         """
-        raise NotImplementedError
+        wanted = Filter(
+            account_id=None if account is None else account.id,
+            market_id=None if market is None else market.id,
+            strategy_id=strategy_id,
+            run_id=run_id,
+            until=until,
+        )
+        end = until or datetime.now(UTC)
+        async with one_view(self._store.database) as connection:
+            return await ledger_state.pnl(connection, wanted, since, end, by)
 
     async def snapshot(
         self, account: Account | None = None, *, run_id: int | None = None,
@@ -322,7 +427,23 @@ class Ledger:
 
         Returns how many rows of each. The same time again replaces what it said.
         """
-        raise NotImplementedError
+        time = at or datetime.now(UTC)
+        account_id = None if account is None else account.id
+        wanted = Filter(account_id=account_id, run_id=run_id, until=after(time))
+        async with one_view(self._store.database) as connection:
+            held = await ledger_state.positions(connection, wanted, time, OWNERS, marked=True)
+            wallets = [
+                row
+                for by_run in (False, True)
+                for row in await ledger_state.balances(
+                    connection, account_id, run_id, at, time, by_run=by_run
+                )
+                # A run's share beside the whole wallet of its account.
+                if not by_run or (row.strategy_run_id is not None and row.account_id is not None)
+            ]
+            if run_id is not None:
+                wallets = list({_wallet(row): row for row in wallets}.values())
+            return await ledger_state.write_snapshot(connection, time, held, wallets)
 
     # How
 

@@ -23,7 +23,7 @@ from kurisu.ledger.order import Latest, OrderRecord, Said, order_of
 # Orders
 
 
-def order_from_row(row: Mapping[str, Any], market: MarketName) -> Order:
+def order_from_row(row: Mapping[Any, Any], market: MarketName) -> Order:
     """An order as it stands."""
     return Order(
         market=market,
@@ -218,7 +218,7 @@ def fees_from_columns(
     )
 
 
-def execution_from_row(row: Mapping[str, Any], symbol: str) -> Execution:
+def execution_from_row(row: Mapping[Any, Any], symbol: str) -> Execution:
     """An execution as it counts."""
     role = row["taker_or_maker"]
     return Execution(
@@ -235,7 +235,7 @@ def execution_from_row(row: Mapping[str, Any], symbol: str) -> Execution:
     )
 
 
-def execution_row(row: Mapping[str, Any], terms: MarketTerms) -> ExecutionRow:
+def execution_row(row: Mapping[Any, Any], terms: MarketTerms) -> ExecutionRow:
     """A row, and what is known by it."""
     execution = execution_from_row(row, terms.name.symbol)
     facts = row["facts"]

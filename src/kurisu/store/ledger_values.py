@@ -131,7 +131,7 @@ class PnlRow:
     """PnL of a group and a time; what was not asked for is None.
 
     settle_asset: what the numbers are in. realized_pnl: before fees. fee_value: fees that have a
-    value in settle units. fees: all fees, by asset. volume: sum of costs, quote units.
+    value in settle units. fees: all fees, by asset. volume: worth of what was traded.
     unrealized_pnl: at the latest candle (mark_time is the oldest mark used); None without a mark,
     and by day.
     """
