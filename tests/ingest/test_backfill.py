@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Any, Final, TypeAlias
+from decimal import Decimal
+from typing import Any, Final
 
 import pytest
+from exchange_server import binance, data
 from exchange_server.clock import MINUTE_MS
 from exchange_server.fake import candle_rows
+from exchange_server.faults import Fault, Rule
 from exchange_server.server import ExchangeServer
-from exchange_server.truth import Bar
+from exchange_server.truth import Bar, Listing, Series
 from exchange_server.world import BARS, NOW_MS, START_MS, Opener
 from rows import coverage, fetch
 
 from kurisu.domain.timeframe import TIMEFRAMES
+from kurisu.errors import InvalidArgument, NotOffered, RetentionConflict
 from kurisu.exchange.calls import RetryPolicy
 from kurisu.exchange.clock import from_ms
 from kurisu.ingest.backfill import Backfill, BackfillReport
@@ -23,7 +28,6 @@ from kurisu.store.store import Store
 MINUTE: Final = timedelta(minutes=1)
 SINCE: Final = from_ms(START_MS)
 CLOSED: Final = from_ms(NOW_MS - NOW_MS % MINUTE_MS)
-Run: TypeAlias = Callable[..., Any]
 
 
 @pytest.fixture(params=["plain"])
@@ -88,3 +92,286 @@ async def test_a_second_run_asks_for_no_candle(
     assert server.asked("klines") == []
     assert report.is_done
     assert report.markets[0].requested == 0
+
+
+#: Without the waits of real life; the clock of the server moves instead.
+QUICK: Final = RetryPolicy(attempts=4, first_wait_s=0.01, longest_wait_s=0.01)
+
+
+async def known(store: Store, symbol: str, exchange: str = "binance") -> Sequence[tuple[Any, ...]]:
+    return await coverage(store, await store.markets.get(exchange, symbol))
+
+
+def minutes(since: int, until: int, status: str) -> tuple[datetime, datetime, str, str]:
+    return (SINCE + since * MINUTE, SINCE + until * MINUTE, status, "rest")
+
+
+def add_market(server: ExchangeServer, base: str, bars: Sequence[Bar]) -> Listing:
+    return server.binance.add(
+        Listing(f"{base}USDT", binance.entry(f"{base}USDT", base, "USDT"), Series(list(bars)))
+    )
+
+
+def without(bars: Sequence[Bar], *spans: tuple[int, int]) -> list[Bar]:
+    """The bars but for these minutes."""
+    gone = {START_MS + m * MINUTE_MS for since, until in spans for m in range(since, until)}
+    return [bar for bar in bars if bar.open_ms not in gone]
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        Rule(Fault.STATUS, status=429, retry_after="3", times=3),
+        Rule(Fault.STATUS, status=418, retry_after="7", times=2),
+        Rule(Fault.STATUS, status=503, times=3),
+        Rule(Fault.STATUS, status=502, body="<html>", times=3),
+        Rule(Fault.CUT, times=3),
+        Rule(Fault.CUT_BODY, times=3),
+        Rule(Fault.TRUNCATED_JSON, times=3),
+        Rule(Fault.HTML, times=3),
+        Rule(Fault.NOT_A_NUMBER, times=3),
+        Rule(Fault.EMPTY, times=2),
+        Rule(Fault.EMPTY, times=1, skip=1),
+        Rule(Fault.DUPLICATE_ROWS, times=50),
+        Rule(Fault.OVERLAP, times=50),
+        Rule(Fault.SHORT, times=50),
+    ],
+    ids=lambda rule: f"{rule.fault.value}-{rule.status}-{rule.skip}",
+)
+async def test_faults_that_pass_leave_no_trace(
+    store: Store, server: ExchangeServer, opened: Opener, rule: Rule
+) -> None:
+    rule = replace(rule, path="klines", hits=0)
+    server.faults.add(rule)
+    report = await backfill(store, opened, policy=QUICK)
+    assert rule.hits > 0
+    assert report.is_done
+    assert report.markets[0].problems == []
+    assert await stored(store, "SHIB/USDT") == closed(BARS)
+    assert await known(store, "SHIB/USDT") == [(SINCE, CLOSED, "complete", "rest")]
+    assert server.binance.meter.breaches == []
+
+
+async def test_a_page_that_never_comes_is_failed_and_comes_with_the_next_run(
+    store: Store, server: ExchangeServer, opened: Opener
+) -> None:
+    """The second page is refused for good; those around it are stored."""
+    at = {"startTime": str(START_MS + 1_000 * MINUTE_MS)}
+    server.faults.add(Rule(Fault.STATUS, path="klines", query=at, times=10**6, body="sorry"))
+    report = await backfill(store, opened, policy=QUICK)
+    (one,) = report.markets
+    assert not report.is_done
+    assert [(p.since, p.until, p.status) for p in one.problems] == [
+        minutes(1_000, 2_000, "failed")[:3]
+    ]
+    assert "HTTP 500" in one.problems[0].reason
+    assert await known(store, "SHIB/USDT") == [
+        minutes(0, 1_000, "complete"), minutes(1_000, 2_000, "failed"),
+        minutes(2_000, 2_500, "complete"),
+    ]  # fmt: skip
+    assert await stored(store, "SHIB/USDT") == closed(BARS[:1_000] + BARS[2_000:])
+    server.faults.clear()
+    server.requests.clear()
+    report = await backfill(store, opened)
+    assert report.is_done
+    assert report.markets[0].inserted == 1_000
+    assert [request.query["startTime"] for request in server.asked("klines")] == [at["startTime"]]
+    assert await stored(store, "SHIB/USDT") == closed(BARS)
+
+
+async def test_an_exchange_that_is_gone_fails_the_rest_at_once(
+    store: Store, server: ExchangeServer, opened: Opener
+) -> None:
+    server.faults.add(Rule(Fault.STATUS, path="klines", skip=1, times=10**6))
+    report = await backfill(store, opened, policy=replace(QUICK, attempts=1))
+    assert not report.is_done
+    assert await known(store, "SHIB/USDT") == [
+        minutes(0, 1_000, "complete"), minutes(1_000, 2_500, "failed"),
+    ]  # fmt: skip
+    assert len(server.asked("klines")) < 12
+
+
+async def test_maintenance_is_an_outage(
+    store: Store, server: ExchangeServer, opened: Opener
+) -> None:
+    body = '{"code": -1, "msg": "System is under maintenance."}'
+    server.faults.add(Rule(Fault.STATUS, path="klines", skip=1, times=10**6, status=503, body=body))
+    report = await backfill(store, opened, policy=replace(QUICK, attempts=1))
+    assert [p.status for p in report.markets[0].problems] == ["outage"]
+    assert "maintenance" in report.markets[0].problems[0].reason
+    assert await known(store, "SHIB/USDT") == [
+        minutes(0, 1_000, "complete"), minutes(1_000, 2_500, "outage"),
+    ]  # fmt: skip
+
+
+async def test_no_trades_of_one_market_and_an_outage_of_all(
+    store: Store, server: ExchangeServer, opened: Opener
+) -> None:
+    """Minutes 500-560 are missing everywhere, 900-930 only of one market. Asked alone, too."""
+    down = (500, 560)
+    quiet = without(BARS, down, (900, 930))
+    server.binance.listings["SHIBUSDT"].series = Series(quiet)
+    add_market(server, "BTC", without(BARS, down))
+    for symbols in (["SHIB/USDT"], ["BTC/USDT", "SHIB/USDT"]):
+        report = await backfill(store, opened, symbols)
+        assert await stored(store, "SHIB/USDT") == closed(quiet)
+        assert await known(store, "SHIB/USDT") == [
+            minutes(0, 500, "complete"), minutes(*down, "outage"), minutes(560, 900, "complete"),
+            minutes(900, 930, "empty"), minutes(930, 2_500, "complete"),
+        ]  # fmt: skip
+        assert not report.is_done
+    assert await known(store, "BTC/USDT") == [
+        minutes(0, 500, "complete"), minutes(*down, "outage"), minutes(560, 2_500, "complete"),
+    ]  # fmt: skip
+
+
+async def test_a_sleepy_market_is_not_called_down(
+    store: Store, server: ExchangeServer, opened: Opener
+) -> None:
+    """Every other minute has no trades, of this market and of others; nobody is asked."""
+    sleepy = [bar for i, bar in enumerate(BARS) if i % 2 == 0 or i % 7 == 0]
+    server.binance.listings["SHIBUSDT"].series = Series(sleepy)
+    add_market(server, "BTC", sleepy)
+    report = await backfill(store, opened)
+    assert report.is_done
+    assert await stored(store, "SHIB/USDT") == closed(sleepy)
+    assert {row[2] for row in await known(store, "SHIB/USDT")} == {"complete", "empty"}
+    assert {request.query["symbol"] for request in server.asked("klines")} == {"SHIBUSDT"}
+
+
+async def test_a_market_that_was_listed_later_and_one_that_is_gone(
+    store: Store, server: ExchangeServer, opened: Opener
+) -> None:
+    add_market(server, "NEW", BARS[1_700:])
+    gone = add_market(server, "OLD", BARS)
+    gone.delisted_ms = START_MS + 700 * MINUTE_MS
+    report = await backfill(store, opened, ["NEW/USDT", "OLD/USDT"])
+    assert report.is_done
+    assert await known(store, "NEW/USDT") == [
+        minutes(0, 1_700, "empty"), minutes(1_700, 2_500, "complete"),
+    ]  # fmt: skip
+    assert await stored(store, "OLD/USDT") == closed(BARS[:700])
+    old = report.markets[1]
+    assert [(s.status) for s in old.coverage] == ["complete", "empty", "young"]
+
+    gone.gone = True
+    server.clock.advance(3_600)
+    server.requests.clear()
+    report = await backfill(store, opened, ["OLD/USDT"])
+    assert not report.is_done
+    assert server.asked("klines") == []
+    assert "does not list OLD/USDT" in report.markets[0].problems[0].reason
+    assert [row[2] for row in await known(store, "OLD/USDT")] == ["complete", "empty", "failed"]
+
+
+async def test_a_candle_that_changed_after_its_close_is_revised_and_remembered(
+    store: Store, server: ExchangeServer, opened: Opener
+) -> None:
+    bar = BARS[2_498]
+    early = bar._replace(volume=Decimal(1), close=bar.low)
+    server.binance.listings["SHIBUSDT"].series.revise(bar.open_ms, NOW_MS + 60_000, early)
+    await backfill(store, opened)
+    assert (await stored(store, "SHIB/USDT"))[2_498] == candle_rows([early])[0]
+    server.clock.advance(120)
+    server.requests.clear()
+    report = await backfill(store, opened)
+    (one,) = report.markets
+    assert (one.inserted, one.updated, one.unchanged) == (2, 1, 2)
+    assert await stored(store, "SHIB/USDT") == closed(BARS, NOW_MS + 120_000)
+    assert await fetch(store, "SELECT time, close, volume FROM candle_revisions") == [
+        (from_ms(bar.open_ms), early.close, early.volume)
+    ]
+    assert len(server.asked("klines")) == 1
+
+
+async def test_a_candle_that_cannot_be_stored_is_a_failed_bar(
+    store: Store, server: ExchangeServer, opened: Opener
+) -> None:
+    bars = list(BARS)
+    bars[1_200] = bars[1_200]._replace(low=bars[1_200].high + 1)
+    server.binance.listings["SHIBUSDT"].series = Series(bars)
+    report = await backfill(store, opened)
+    assert [(p.since, p.until, p.status) for p in report.markets[0].problems] == [
+        minutes(1_200, 1_201, "failed")[:3]
+    ]
+    assert "low_above_open" in report.markets[0].problems[0].reason
+    assert await known(store, "SHIB/USDT") == [
+        minutes(0, 1_200, "complete"), minutes(1_200, 1_201, "failed"),
+        minutes(1_201, 2_500, "complete"),
+    ]  # fmt: skip
+
+
+async def test_a_venue_that_keeps_the_newest_says_so(store: Store, opened: Opener) -> None:
+    report = await backfill(store, opened, ["XRP/USDT"], venue="kraken")
+    assert await stored(store, "XRP/USDT", "kraken") == closed(BARS[2_500 - 719 :])
+    assert "only the newest" in report.markets[0].problems[0].reason
+    assert await known(store, "XRP/USDT", "kraken") == [
+        minutes(0, 1_781, "failed"), minutes(1_781, 2_500, "complete"),
+    ]  # fmt: skip
+
+
+async def test_numbers_of_json_keep_every_digit(store: Store, opened: Opener) -> None:
+    await backfill(store, opened, ["BTC/USD"], venue="bitfinex")
+    assert await stored(store, "BTC/USD", "bitfinex") == closed(BARS)
+
+
+async def test_pieces_meet(
+    store: Store, server: ExchangeServer, opened: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several walkers share one market's history; what was not there yet costs no walk."""
+    monkeypatch.setattr("kurisu.ingest.backfill.PIECE_PAGES", 1)
+    bars = data.generated_bars(7, START_MS, 12_000, hole=0.0005)
+    server.clock.set(START_MS + 12_000 * MINUTE_MS + 30_000)
+    server.binance.listings["SHIBUSDT"].series = Series(bars)
+    since = SINCE - timedelta(days=400)
+    report = await backfill(store, opened, since=since)
+    assert await stored(store, "SHIB/USDT") == closed(bars, server.clock.now_ms())
+    assert report.is_done
+    assert {row[2] for row in await known(store, "SHIB/USDT")} == {"complete", "empty"}
+    assert (await known(store, "SHIB/USDT"))[0][:3] == (since, SINCE, "empty")
+    assert len(server.asked("klines")) < 40
+    assert len(report.notes) == 1
+    server.requests.clear()
+    assert (await backfill(store, opened, since=since)).is_done
+    assert server.asked("klines") == []
+
+
+async def test_only_the_holes_are_filled(
+    store: Store, server: ExchangeServer, opened: Opener
+) -> None:
+    await backfill(store, opened, since=SINCE + 1_000 * MINUTE, until=SINCE + 1_500 * MINUTE)
+    server.requests.clear()
+    await backfill(store, opened)
+    assert await stored(store, "SHIB/USDT") == closed(BARS)
+    asked = [int(request.query["startTime"]) for request in server.asked("klines")]
+    # The last hole begins a few candles earlier: they may have changed.
+    assert sorted(asked) == [START_MS, START_MS + 1_497 * MINUTE_MS, START_MS + 2_497 * MINUTE_MS]
+    await backfill(store, opened, since=None)
+
+
+async def test_nothing_known_needs_a_beginning(store: Store, opened: Opener) -> None:
+    with pytest.raises(InvalidArgument, match="--since"):
+        await backfill(store, opened, since=None)
+
+
+async def test_a_timeframe_that_is_not_offered(store: Store, opened: Opener) -> None:
+    with pytest.raises(NotOffered, match="no 2h candles"):
+        await backfill(store, opened, ["XRP/USDT"], venue="kraken", timeframe="2h")
+
+
+async def test_native_bars_of_another_timeframe(store: Store, opened: Opener) -> None:
+    report = await backfill(store, opened, timeframe="1h")
+    assert report.is_done
+    assert len(await stored(store, "SHIB/USDT", name="1h")) == 41
+
+
+async def test_a_retention_that_the_user_has_set_stops_it_before_the_first_request(
+    store: Store, server: ExchangeServer, opened: Opener
+) -> None:
+    await store.db.set_retention("ohlcv", "30 days")
+    with pytest.raises(RetentionConflict, match="--allow-expiring"):
+        await backfill(store, opened)
+    assert server.asked("klines") == []
+    report = await backfill(store, opened, allow_expiring=True)
+    assert report.is_done
+    assert "will be dropped again" in report.notes[0]

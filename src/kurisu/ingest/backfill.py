@@ -331,8 +331,8 @@ class Backfill:
                 self._fail(plan, at, end, plan.stopped)
                 continue
             traded = first is not None and first < at
-            if hole == wanted[-1] and any(k.until == at and k.status == "complete" for k in known):
-                # What a venue changes after a candle's close it changes soon.
+            if end == until and any(k.until == at and k.status == "complete" for k in known):
+                # Where it goes on: what a venue changes after a candle's close it changes soon.
                 at = max(since, _earlier(frame, at, REFETCHED_CANDLES))
             cuts = await self._cuts(plan, at, end)
             for start, stop in itertools.pairwise(cuts):
