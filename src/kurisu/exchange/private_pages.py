@@ -127,7 +127,7 @@ class _Walk(Generic[_Row]):
             newest = await self._ask(RecordQuery())
             times = [time for row in newest.rows if (time := self._time(row)) is not None]
             if not newest.is_full or (since is not None and times and min(times) < since):
-                yield self._window(newest, to_ms(until))
+                yield self._window(newest, to_ms(until), since)
                 return
         if since is None and not venue.id_paging:
             since = until - DEFAULT_SPAN
@@ -184,6 +184,13 @@ class _Walk(Generic[_Row]):
                 raise BadAnswer(self._account.name, f"its pages do not move on from id {at}")
             at = following
 
-    def _window(self, page: _Page[_Row], until_ms: int) -> Window[_Row]:
-        unique = {self._id(row) or str(n): row for n, row in enumerate(page.rows)}
+    def _window(
+        self, page: _Page[_Row], until_ms: int, since: datetime | None = None
+    ) -> Window[_Row]:
+        """since: rows from before are left out."""
+        unique = {
+            self._id(row) or str(n): row
+            for n, row in enumerate(page.rows)
+            if since is None or (time := self._time(row)) is None or time >= since
+        }
         return Window(from_ms(until_ms), tuple(unique.values()), page.unreadable)

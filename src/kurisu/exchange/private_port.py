@@ -12,8 +12,8 @@ from decimal import Decimal
 from typing import NamedTuple, Protocol
 
 from kurisu.domain.execution import Execution, Side
-from kurisu.domain.order import OrderType, OrderUpdate
 from kurisu.domain.listing import MarketListing
+from kurisu.domain.order import OrderType, OrderUpdate
 from kurisu.exchange.private_venues import PrivateVenue
 
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from kurisu.domain.money import parse_decimal
 from kurisu.domain.trade import IdSpace, cost_of, derived_ids
-from kurisu.errors import BadAnswer, ExchangeError, InvalidArgument
+from kurisu.errors import BadAnswer, IdSpaceConflict, IndistinctTrades, InvalidArgument
 from kurisu.exchange.candles import PageStatus, exact_column
 from kurisu.exchange.clock import from_ms, to_ms
 from kurisu.exchange.port import Exchange, TradeQuery, TradeRow
@@ -57,8 +57,12 @@ async def trade_pages(
 
     until: None for up to now. grace: trades younger than this may still be on their way, and are
     left to the next call. id_space: what the market's stored trades carry; None if it has none.
-    Raises ExchangeError; pages yielded before stay valid.
+    Raises ExchangeError; pages yielded before stay valid. Raises IdSpaceConflict if the exchange's
+    ids are of another kind than `id_space`; ids can be derived from any trades.
     """
+    usual = exchange.venue.trade_id_space
+    if id_space is not None and id_space not in (IdSpace.DERIVED, usual):
+        raise IdSpaceConflict(f"{exchange.name}:{symbol}", id_space.value, usual.value)
     walk = _Walk(exchange, symbol, to_ms(since), None if until is None else to_ms(until), grace,
                  id_space)  # fmt: skip
     ways = {
@@ -158,10 +162,11 @@ class _Walk:
                 at = last
                 continue
             if len(rows) >= self._limit:
-                raise ExchangeError(
+                raise IndistinctTrades(
                     self._exchange.name,
                     f"{len(rows)} trades of {self._symbol} or more at {from_ms(at).isoformat()}: "
                     "they cannot be told apart by time",
+                    at,
                 )
             later = await self._goes_on_after(at)
             if later is None:
