@@ -170,9 +170,8 @@ class _Walk:
                 found[row.time_ms] = row
             if found:
                 break
-            if times:
-                # Nothing but rows from before `at`: a longer answer reaches beyond them.
-                limit = self._limit
+            # If it was nothing but rows from before `at`, a longer answer reaches beyond them.
+            limit = self._limit
         return found
 
     async def look_in_front(self, frame: Timeframe, at: int, found: Rows) -> Rows:
