@@ -150,9 +150,9 @@ class _Walk:
         wanted = self._limit
         if not self.frame.is_calendar:
             wanted = min(wanted, (end - at) // (self.frame.seconds * 1000) + 1)
-        return await self._fetch(self.frame, at, wanted)
+        return await self._fetch(self.frame, at, wanted, widen=True)
 
-    async def _fetch(self, frame: Timeframe, at: int, limit: int) -> Rows:
+    async def _fetch(self, frame: Timeframe, at: int, limit: int, *, widen: bool = False) -> Rows:
         """One answer by open time; asked for again if it is empty."""
         found: Rows = {}
         for _ in range(EMPTY_ANSWERS):
@@ -171,7 +171,7 @@ class _Walk:
             if found:
                 break
             # If it was nothing but rows from before `at`, a longer answer reaches beyond them.
-            limit = self._limit
+            limit = self._limit if widen else limit
         return found
 
     async def look_in_front(self, frame: Timeframe, at: int, found: Rows) -> Rows:
