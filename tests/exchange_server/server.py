@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Coroutine, Mapping
+from concurrent.futures import Future
 from email.utils import formatdate
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -79,6 +80,10 @@ class ExchangeServer:
     def run(self, task: Coroutine[Any, Any, _T]) -> _T:
         """Run something on the server's loop, from the test's thread."""
         return asyncio.run_coroutine_threadsafe(task, self._loop).result(PATIENCE_S)
+
+    def spawn(self, task: Coroutine[Any, Any, Any]) -> Future[Any]:
+        """Start something on the server's loop; it ends with the server at the latest."""
+        return asyncio.run_coroutine_threadsafe(task, self._loop)
 
     @property
     def url(self) -> str:

@@ -25,6 +25,18 @@ class Session:
     subscribed: set[str] = field(default_factory=set)
     pongs: int = 0
 
+    def write_raw(self, frames: bytes) -> None:
+        """Send frames as they are: a message at a time costs more than what listens to it."""
+        request = self.socket._req
+        if request is not None and request.transport is not None:
+            request.transport.write(frames)
+
+    def abort(self) -> None:
+        """Cut the connection, without a goodbye."""
+        request = self.socket._req
+        if request is not None and request.transport is not None:
+            request.transport.abort()
+
 
 class Streams:
     """Every connection, and what is sent to them. Methods run on the server's loop."""
@@ -98,9 +110,7 @@ class Streams:
     async def cut(self) -> None:
         """Cut every connection, without a goodbye."""
         for session in list(self.sessions):
-            transport = session.socket._req.transport if session.socket._req else None
-            if transport is not None:
-                transport.abort()
+            session.abort()
         await asyncio.sleep(0)
 
     async def close(self) -> None:

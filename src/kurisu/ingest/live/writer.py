@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -34,6 +35,8 @@ from kurisu.store.trades import TradeBatch
 #: What has come is written so often, or when there are so many rows.
 FLUSH_S: Final = 0.1
 FLUSH_ROWS: Final = 5_000
+#: Rows of one transaction at most, so that what waits after an outage is many short ones.
+MOST_ROWS: Final = 20_000
 #: How often it is stated which trades are whole. After a crash so much is asked for again.
 STATE_S: Final = 5.0
 #: Waits while the database is away, doubled from the first to the longest, half of it at random.
@@ -99,7 +102,9 @@ class Writer:
         self.bound = bound
         self._tell = tell
         self._jitter = jitter or random.Random()  # noqa: S311  # spreads retries in time
-        self._pending = Pending()
+        #: The last one takes what comes.
+        self._pending = deque([Pending()])
+        self._waiting = 0
         self._writing = 0
         self._wake = asyncio.Event()
         self._free = asyncio.Event()
@@ -112,7 +117,7 @@ class Writer:
     @property
     def buffered(self) -> int:
         """Rows that are not committed."""
-        return self._pending.rows + self._writing
+        return self._waiting + self._writing
 
     @property
     def is_full(self) -> bool:
@@ -125,21 +130,27 @@ class Writer:
     def add_trades(
         self, follower: TradeFollower, rows: Sequence[TradeRow], received_s: float
     ) -> None:
-        self._pending.trades.setdefault((follower, follower.run), []).extend(rows)
+        self._pending[-1].trades.setdefault((follower, follower.run), []).extend(rows)
         self._came(len(rows), received_s)
 
     def add_candles(
         self, follower: CandleFollower, rows: Sequence[CandleRow], received_s: float
     ) -> None:
         # A later word on a candle replaces the earlier one.
-        self._pending.candles.setdefault(follower, {}).update({row.time_ms: row for row in rows})
+        self._pending[-1].candles.setdefault(follower, {}).update(
+            {row.time_ms: row for row in rows}
+        )
         self._came(len(rows), received_s)
 
     def _came(self, rows: int, received_s: float) -> None:
         if not rows:
             return
-        self._pending.rows += rows
-        self._pending.arrivals.append((received_s, rows))
+        pending = self._pending[-1]
+        pending.rows += rows
+        pending.arrivals.append((received_s, rows))
+        self._waiting += rows
+        if pending.rows >= MOST_ROWS:
+            self._pending.append(Pending())
         self._wake.set()
         if self.buffered >= self.bound and not self.is_full:
             self._free.clear()
@@ -157,15 +168,18 @@ class Writer:
     async def run(self) -> None:
         """Write until `close`; then what is left."""
         flushed = state_at = 0.0
-        while not self._closing or self._pending.rows:
-            if not self._pending.rows:
+        while not self._closing or self._waiting:
+            if not self._waiting:
                 self._wake.clear()
                 await self._timed(self._wake, STATE_S)
             wait = flushed + FLUSH_S - time.monotonic()
-            if wait > 0 and self._pending.rows < FLUSH_ROWS and not self._closing:
+            if wait > 0 and self._waiting < FLUSH_ROWS and not self._closing:
                 await asyncio.sleep(wait)
             flushed = time.monotonic()
-            pending, self._pending = self._pending, Pending()
+            pending = self._pending.popleft()
+            if not self._pending:
+                self._pending.append(Pending())
+            self._waiting -= pending.rows
             self._writing = pending.rows
             if pending.rows:
                 await self._insist(partial(self._write, pending))
