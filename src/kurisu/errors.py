@@ -18,6 +18,7 @@
     │   │   ├── InMaintenance   it says that it is being maintained
     │   │   ├── BadAnswer       what came back is no answer: HTML, cut JSON, rows without a time
     │   │   └── OrderOutcomeUnknown  an order was sent, and no answer says what became of it
+    │   ├── IndistinctTrades    more trades at one time than it gives at once
     │   ├── BadSymbol           the exchange does not list that market
     │   ├── ExchangeRefused     it understood and said no: credentials, permission, parameters
     │   │   └── OrderRejected   an order that is surely not there
@@ -162,6 +163,17 @@ class OrderOutcomeUnknown(ExchangeUnavailable):
 
     It must not be sent again: the exchange has to be asked for its client id.
     """
+
+
+class IndistinctTrades(ExchangeError):
+    """More trades at one time than a request gives, and nothing but the time to page by.
+
+    time_ms: that time, in milliseconds since 1970.
+    """
+
+    def __init__(self, exchange: str, reason: str, time_ms: int) -> None:
+        super().__init__(exchange, reason)
+        self.time_ms = time_ms
 
 
 class BadSymbol(ExchangeError):

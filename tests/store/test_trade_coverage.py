@@ -118,6 +118,20 @@ async def test_the_database_refuses_what_overlaps(store: Store, market: Market) 
 
 
 @PLAIN
+async def test_where_a_row_is_rejected_nothing_is_complete(store: Store, market: Market) -> None:
+    rows = [Trade(at(n), str(n), None, Decimal(1), Decimal(2 - n)) for n in range(5)]
+    await store.trades.write(market, rows, complete=[(at(0), at(10))], source="rest")
+    reason = "a trade could not be stored: negative_amount"
+    assert await known(store, market) == [
+        (0, 3, "complete", None),
+        (3, 3.001, "failed", reason),
+        (3.001, 4, "complete", None),
+        (4, 4.001, "failed", reason),
+        (4.001, 10, "complete", None),
+    ]
+
+
+@PLAIN
 async def test_rows_and_coverage_come_together_or_not_at_all(
     store: Store, market: Market, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,6 +26,7 @@ from kurisu.cli import (
     markets,
     server,
     streaming,
+    trades,
 )
 from kurisu.cli.command import (
     DatabaseOption,
@@ -56,6 +57,7 @@ for group, name in (
     (db.app, "db"),
     (markets.app, "markets"),
     (candles.app, "candles"),
+    (trades.app, "trades"),
     (account.app, "account"),
     (ledger.app, "ledger"),
 ):

@@ -7,7 +7,8 @@ time that is complete with it; a backfill resumes at its `until`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -20,11 +21,13 @@ from kurisu.domain.trade import IdSpace, cost_of, derived_ids
 from kurisu.errors import BadAnswer, IdSpaceConflict, IndistinctTrades, InvalidArgument
 from kurisu.exchange.candles import PageStatus, exact_column
 from kurisu.exchange.clock import from_ms, to_ms
-from kurisu.exchange.port import Exchange, TradeQuery, TradeRow
+from kurisu.exchange.port import Exchange, TradeAnswer, TradeQuery, TradeRow
 from kurisu.exchange.venues import HOUR_MS, TradePaging
 
 _MS: Final = pa.timestamp("us", tz="UTC")
 _NS_PER_MS: Final = 1_000_000
+#: How often an answer with rows that are alike and have no ids is asked for again.
+DOUBTS: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +55,7 @@ async def trade_pages(
     *,
     grace: timedelta = timedelta(seconds=2),
     id_space: IdSpace | None = None,
-) -> AsyncIterator[TradePage]:
+) -> AsyncGenerator[TradePage, None]:
     """Every trade of [since, until), oldest first.
 
     until: None for up to now. grace: trades younger than this may still be on their way, and are
@@ -130,9 +133,9 @@ class _Walk:
         while True:
             end = await self._end()
             query = TradeQuery(cursor=cursor, limit=self._limit)
-            answer = await self._exchange.fetch_trades(self._symbol, query)
+            answer = await self._answer(query)
             if not answer.rows:
-                answer = await self._exchange.fetch_trades(self._symbol, query)
+                answer = await self._answer(query)
             rows = sorted([*held, *answer.rows], key=lambda row: row.time_ms)
             last = rows[-1].time_ms if rows else at
             if not answer.rows or last >= end:
@@ -143,7 +146,12 @@ class _Walk:
             # The next page may go on inside the last millisecond.
             held = [row for row in rows if row.time_ms == last]
             yield self._page(at, last, rows[: len(rows) - len(held)])
-            at, cursor = last, answer.cursor
+            # The cursor is the time of the last row. One that is ahead of it would leave out rows
+            # that were lost on the way: that millisecond comes again, whole.
+            again = str(last * _NS_PER_MS - 1)
+            is_ahead = answer.cursor.isdecimal() and int(answer.cursor) // _NS_PER_MS > last > at
+            at, cursor = last, again if is_ahead else answer.cursor
+            held = [] if is_ahead else held
 
     async def by_time(self) -> AsyncIterator[TradePage]:
         """From the last time on, inclusive. Venue: bitfinex, and those that are not known."""
@@ -195,7 +203,7 @@ class _Walk:
     async def _ask(self, query: TradeQuery) -> list[TradeRow]:
         """Rows without repetitions, as far as ids show them; asked twice if there are none."""
         for _ in range(2):
-            rows = (await self._exchange.fetch_trades(self._symbol, query)).rows
+            rows = (await self._answer(query)).rows
             if rows:
                 break
         seen: set[str] = set()
@@ -206,6 +214,37 @@ class _Walk:
             if row.trade_id is not None:
                 seen.add(row.trade_id)
         return unique
+
+    async def _answer(self, query: TradeQuery) -> TradeAnswer:
+        """What the exchange says; rows without ids that are alike only as often as it repeats it.
+
+        They are legitimate, and they are also what an answer looks like that has rows twice. So
+        it is asked again, and the fewest count.
+        """
+        answer = await self._exchange.fetch_trades(self._symbol, query)
+        counts = Counter(answer.rows)
+        alike = {row: count for row, count in counts.items() if count > 1 and row.trade_id is None}
+        if not alike:
+            return answer
+        for _ in range(DOUBTS):
+            again = (await self._exchange.fetch_trades(self._symbol, query)).rows
+            if not again:
+                continue
+            # An answer that is cut says nothing of what is behind its end.
+            whole = len(again) >= len(counts)
+            end = max(row.time_ms for row in again)
+            found = Counter(again)
+            for row, count in alike.items():
+                if whole or row.time_ms < end:
+                    alike[row] = min(count, max(1, found[row]))
+        rows = []
+        for row in answer.rows:
+            if row in alike:
+                alike[row] -= 1
+                if alike[row] < 0:
+                    continue
+            rows.append(row)
+        return TradeAnswer(rows, answer.cursor)
 
     @staticmethod
     def _from(at: int, rows: Iterable[TradeRow]) -> list[TradeRow]:

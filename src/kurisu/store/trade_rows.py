@@ -85,13 +85,15 @@ class CleanBatch:
     """What became of one batch.
 
     read = rows of it in the table + len(rejects) + len(conflicts) + duplicates.
-    id_space: None if it has no row.
+    id_space: None if it has no row. lost: when the rejected rows were made, in microseconds; None
+    for one whose time cannot be read.
     """
 
     key: int
     read: int
     id_space: IdSpace | None
     rejects: list[Reject] = field(default_factory=list)
+    lost: list[int | None] = field(default_factory=list)
     conflicts: list[TradeConflict] = field(default_factory=list)
     duplicates: int = 0
 
@@ -270,8 +272,11 @@ def _exact(
     is_derived = _settle_id_space(trade_id, index, batches, found)
     lacks_id = _mask(trade_id.is_null())
     rejector.add(lacks_id & ~is_derived, Rule.MISSING_VALUE, "trade_id")
+    ticks = time.cast(pa.int64()).to_numpy()
     for at, reject in rejector.found():
-        found[int(index[at])].rejects.append(reject)
+        batch = found[int(index[at])]
+        batch.rejects.append(reject)
+        batch.lost.append(None if reject.field == "time" else int(ticks[at]))
     table = pa.table(
         [raw.column("batch"), raw.column("row"), raw.column("key"), time, trade_id, side, price,
          amount, cost, role],
@@ -452,11 +457,12 @@ def with_costs(table: pa.Table, terms: CostTerms, batches: Sequence[CleanBatch])
     if not any(faults):
         return table
     listed = rows.select(["batch", "row", "price", "amount"]).to_pylist()
-    for row, fault in zip(listed, faults, strict=True):
+    for row, fault, time in zip(listed, faults, times_us(rows.column("time")), strict=True):
         if fault is not None:
             value = f"{plain(row['price'])} x {plain(row['amount'])}"
-            reject = Reject(row["row"], fault, value, "cost")
-            batches[row["batch"]].rejects.append(reject)
+            batch = batches[row["batch"]]
+            batch.rejects.append(Reject(row["row"], fault, value, "cost"))
+            batch.lost.append(int(time))
     return table.filter(table.column("cost").is_valid())
 
 

@@ -26,9 +26,10 @@ from kurisu.store import (
 from kurisu.store.candle_rows import from_us, to_us
 from kurisu.store.candles import aware
 from kurisu.store.connect import transaction
+from kurisu.store.coverage import without
 from kurisu.store.markets import Market
 from kurisu.store.trade_coverage import TradeStretch
-from kurisu.store.trade_rows import Batch, CleanTrades
+from kurisu.store.trade_rows import Batch, CleanBatch, CleanTrades
 from kurisu.store.trade_table import TradeTable
 
 if TYPE_CHECKING:
@@ -50,13 +51,15 @@ class TradeBatch:
     market: a market of the store, or a name: then it is created if it is not there.
     rows: an Arrow table or `Trade` values, see `Trades.write`.
     id_space: what the ids are; None for the call's.
-    complete: stretches [since, until) of which every trade is stored with these rows.
+    complete: stretches [since, until) of which every trade is stored with these rows. empty: of
+        which the exchange has confirmed that there are none.
     """
 
     market: Market | MarketName
     rows: Any
     id_space: IdSpace | str | None = None
     complete: Sequence[tuple[datetime, datetime]] = ()
+    empty: Sequence[tuple[datetime, datetime]] = ()
 
 
 @dataclass(slots=True)
@@ -101,6 +104,7 @@ class Trades:
         id_space: IdSpace | str | None = None,
         source: str = "program",
         complete: Sequence[tuple[datetime, datetime]] = (),
+        empty: Sequence[tuple[datetime, datetime]] = (),
         now: datetime | None = None,
         allow_expiring: bool = False,
     ) -> TradeWriteReport:
@@ -115,7 +119,9 @@ class Trades:
             derived where there are none. Where ids are derived, all trades of a millisecond have
             to be in one call.
         complete: stretches [since, until) of which every trade is stored with these rows; they
-            are recorded in the same transaction. source: what `trade_coverage` names for them.
+            are recorded in the same transaction. The millisecond of a rejected row is recorded as
+            failed. empty: of which the exchange has confirmed that there are none. source: what
+            `trade_coverage` names for them.
         now: the clock by which a trade lies in the future; by default this machine's.
         allow_expiring: store rows that a retention policy of the user's will drop again.
 
@@ -125,7 +131,7 @@ class Trades:
         Raises IdSpaceConflict, InvalidArgument (columns missing or not exact), RetentionConflict,
         WriteRefused, DatabaseError.
         """
-        batch = TradeBatch(market, rows, id_space, complete)
+        batch = TradeBatch(market, rows, id_space, complete, empty)
         reports = await self.write_many(
             [batch], source=source, now=now, allow_expiring=allow_expiring
         )
@@ -357,8 +363,8 @@ class _Write:
         names = {key: name for name, key in self._keys.items()}
         # A second attempt begins anew.
         batches = [
-            trade_rows.CleanBatch(
-                b.key, b.read, b.id_space, [*b.rejects], [*b.conflicts], b.duplicates
+            CleanBatch(
+                b.key, b.read, b.id_space, [*b.rejects], [*b.lost], [*b.conflicts], b.duplicates
             )
             for b in found.batches
         ]
@@ -372,10 +378,8 @@ class _Write:
             written = await trade_write.insert(connection, engine, table, known, batches)
             await trade_write.set_spaces(connection, known, spaces, names)
         stated: dict[int, list[TradeStretch]] = {}
-        for batch, key in zip(self._batches, (b.key for b in batches), strict=True):
-            stated.setdefault(ids[key], []).extend(
-                _stretch(since, until, "complete", self._source) for since, until in batch.complete
-            )
+        for batch, cleaned in zip(self._batches, batches, strict=True):
+            stated.setdefault(ids[cleaned.key], []).extend(self._stretches(batch, cleaned))
         learned = await trade_coverage.state(connection, stated)
         return [
             TradeWriteReport(
@@ -392,6 +396,24 @@ class _Write:
             )
             for b, w in zip(batches, written, strict=True)
         ]
+
+    def _stretches(self, batch: TradeBatch, cleaned: CleanBatch) -> list[TradeStretch]:
+        """What is known with this batch: where a row was rejected it is not complete."""
+        whole = [
+            _stretch(since, until, status, self._source)
+            for status, spans in (("complete", batch.complete), ("empty", batch.empty))
+            for since, until in spans
+        ]
+        if not cleaned.lost:
+            return whole
+        if None in cleaned.lost:
+            return []
+        reason = f"a trade could not be stored: {cleaned.rejects[0].rule.value}"
+        holes = [
+            TradeStretch(from_us(at), from_us(at) + _MS, "failed", self._source, reason)
+            for at in sorted({at for at in cleaned.lost if at is not None})
+        ]
+        return [*without(whole, holes, same_status=False), *holes]
 
 
 def _is_deadlock(error: BaseException) -> bool:
