@@ -135,7 +135,12 @@ class Order(Base):
     account: Mapped[Account | None] = relationship(back_populates="orders", lazy="raise")
     strategy: Mapped[Strategy | None] = relationship(back_populates="orders", lazy="raise")
     strategy_run: Mapped[StrategyRun | None] = relationship(back_populates="orders", lazy="raise")
-    executions: Mapped[list[Execution]] = relationship(back_populates="order", lazy="raise")
+    executions: Mapped[list[Execution]] = relationship(
+        back_populates="order",
+        lazy="raise",
+        viewonly=True,
+        primaryjoin="Order.id == foreign(Execution.order_id)",
+    )
 
 
 class Execution(Base):
@@ -184,7 +189,6 @@ class Execution(Base):
     id: Mapped[BigIdentity]
     order_id: Mapped[int | None] = mapped_column(
         BigInteger,
-        ForeignKey("orders.id"),
         comment="Null while it waits: its order is unknown, or it does not fit.",
     )
     trade_id: Mapped[str] = mapped_column(
@@ -200,10 +204,8 @@ class Execution(Base):
     fee_currency: Mapped[str | None] = mapped_column(String(20), comment="Any asset.")
     time: Mapped[datetime] = mapped_column(TIMESTAMPTZ)
     taker_or_maker: Mapped[str | None] = mapped_column(String(5))
-    account_id: Mapped[int | None] = mapped_column(
-        ForeignKey("accounts.id"), comment="Its order's."
-    )
-    market_id: Mapped[int] = mapped_column(ForeignKey("markets.id"), comment="Its order's.")
+    account_id: Mapped[int | None] = mapped_column(Integer, comment="Its order's.")
+    market_id: Mapped[int] = mapped_column(Integer, comment="Its order's.")
     exchange_order_id: Mapped[str | None] = mapped_column(
         String, comment="The order that it fills, as the exchange calls it."
     )
@@ -215,7 +217,12 @@ class Execution(Base):
         JSONB, comment="Every version that was said, where there is more than one."
     )
 
-    order: Mapped[Order | None] = relationship(back_populates="executions", lazy="raise")
+    order: Mapped[Order | None] = relationship(
+        back_populates="executions",
+        lazy="raise",
+        viewonly=True,
+        primaryjoin="Order.id == foreign(Execution.order_id)",
+    )
 
 
 class WaitingOrder(Base):

@@ -48,10 +48,7 @@ SELECT jsonb_typeof(fees) = 'object'
                        OR (f.fee #>> '{}') !~ '^-?[0-9]{1,20}([.][0-9]{1,18})?$')
 $$;
 
-ALTER TABLE executions ADD CONSTRAINT fk_executions_account_id
-    FOREIGN KEY (account_id) REFERENCES accounts (id);
-ALTER TABLE executions ADD CONSTRAINT fk_executions_market_id
-    FOREIGN KEY (market_id) REFERENCES markets (id);
+ALTER TABLE executions DROP CONSTRAINT fk_executions_order_id;
 ALTER TABLE executions ADD CONSTRAINT check_executions_side CHECK (side IN ('buy', 'sell'));
 ALTER TABLE executions ADD CONSTRAINT check_executions_waits_under_an_id
     CHECK (order_id IS NOT NULL OR (account_id IS NOT NULL AND exchange_order_id IS NOT NULL));
@@ -276,6 +273,10 @@ BEGIN
            coalesce(NEW.exchange_order_id, o.exchange_order_id), coalesce(NEW.side, o.side)
       INTO NEW.market_id, NEW.account_id, NEW.exchange_order_id, NEW.side
       FROM orders o WHERE o.id = NEW.order_id;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'order % is not in orders', NEW.order_id
+            USING ERRCODE = 'foreign_key_violation', CONSTRAINT = 'fk_executions_order_id';
+    END IF;
     RETURN NEW;
 END $$;
 CREATE TRIGGER kurisu_complete_execution BEFORE INSERT ON executions
@@ -300,68 +301,131 @@ CREATE TRIGGER kurisu_guard_executions BEFORE UPDATE ON executions
     FOR EACH ROW WHEN (pg_trigger_depth() = 0)
     EXECUTE FUNCTION kurisu_guard_executions();
 
-CREATE FUNCTION kurisu_executed(order_ids bigint[], amounts numeric[], costs numeric[],
-                                times timestamptz[]) RETURNS void LANGUAGE plpgsql AS $$
--- Orders follow their executions. In the order of ids, as every writer locks them.
+CREATE FUNCTION kurisu_hold_owners(market integer, account integer) RETURNS void
+LANGUAGE plpgsql AS $$
+-- Market and account of what waits are there, and stay until this commits.
 BEGIN
-    PERFORM 1 FROM orders WHERE id = ANY(order_ids) ORDER BY id FOR NO KEY UPDATE;
-    UPDATE orders o
-       SET filled = o.filled + c.amount,
-           remaining = o.remaining - c.amount,
-           cost = o.cost + c.cost,
-           status = CASE WHEN o.status NOT IN ('pending', 'open') OR c.amount = 0 THEN o.status
-                         WHEN o.remaining = c.amount THEN 'closed' ELSE 'open' END,
-           updated_at = greatest(o.updated_at, c.time)
-      FROM unnest(order_ids, amounts, costs, times) AS c(order_id, amount, cost, time)
-     WHERE o.id = c.order_id;
+    PERFORM kurisu_hold_markets(ARRAY[market]);
+    PERFORM 1 FROM accounts WHERE id = account FOR KEY SHARE;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'account % of an execution is not in accounts', account
+            USING ERRCODE = 'foreign_key_violation', CONSTRAINT = 'fk_executions_account_id';
+    END IF;
 END $$;
 
-CREATE FUNCTION kurisu_check_executions() RETURNS trigger LANGUAGE plpgsql AS $$
--- An execution is of its order's account, market, side and exchange's id.
-DECLARE
-    broken record;
-    ids bigint[];
-    amounts numeric[];
-    costs numeric[];
-    times timestamptz[];
+CREATE FUNCTION kurisu_keep_owners() RETURNS trigger LANGUAGE plpgsql AS $$
+-- A market or an account under which executions wait stays; what counts is kept by its order.
 BEGIN
-    SELECT c.id, c.order_id INTO broken
-      FROM changed c JOIN orders o ON o.id = c.order_id
-     WHERE o.market_id <> c.market_id OR o.side <> c.side
-        OR o.account_id IS DISTINCT FROM c.account_id
-        OR o.exchange_order_id <> c.exchange_order_id
-     LIMIT 1;
-    IF FOUND THEN
-        RAISE EXCEPTION 'execution % is not of the account, market, side and exchange''s id of '
-            'order %', broken.id, broken.order_id
-            USING ERRCODE = 'check_violation', CONSTRAINT = 'check_executions_is_of_its_order';
+    IF TG_OP <> 'DELETE' OR current_setting('transaction_isolation')
+                            NOT IN ('read committed', 'read uncommitted') THEN
+        RAISE EXCEPTION 'delete % at isolation level READ COMMITTED only, and never truncate it',
+            TG_TABLE_NAME USING ERRCODE = 'restrict_violation';
     END IF;
-    IF TG_OP = 'INSERT' THEN
-        SELECT array_agg(s.order_id), array_agg(s.amount), array_agg(s.cost), array_agg(s.time)
-          INTO ids, amounts, costs, times
-          FROM (SELECT order_id, sum(amount) AS amount, sum(cost) AS cost, max(time) AS time
-                  FROM changed WHERE order_id IS NOT NULL GROUP BY order_id) s;
-    ELSE
-        SELECT array_agg(s.order_id), array_agg(s.amount), array_agg(s.cost), array_agg(s.time)
-          INTO ids, amounts, costs, times
-          FROM (SELECT c.order_id, max(c.time) AS time,
-                       sum(CASE WHEN b.order_id IS NULL THEN c.amount ELSE 0 END) AS amount,
-                       sum(CASE WHEN b.order_id IS NULL THEN c.cost
-                                ELSE c.cost - b.cost END) AS cost
-                  FROM changed c JOIN changed_from b ON b.id = c.id
-                 WHERE c.order_id IS NOT NULL GROUP BY c.order_id) s;
-    END IF;
-    IF ids IS NOT NULL THEN
-        PERFORM kurisu_executed(ids, amounts, costs, times);
+    IF TG_TABLE_NAME = 'markets' AND EXISTS (
+            SELECT 1 FROM gone g JOIN executions e ON e.market_id = g.id AND e.order_id IS NULL)
+       OR TG_TABLE_NAME = 'accounts' AND EXISTS (
+            SELECT 1 FROM gone g JOIN executions e ON e.account_id = g.id AND e.order_id IS NULL)
+    THEN
+        RAISE EXCEPTION 'executions wait under a row of %', TG_TABLE_NAME
+            USING ERRCODE = 'foreign_key_violation';
     END IF;
     RETURN NULL;
 END $$;
-CREATE TRIGGER kurisu_check_executions_insert AFTER INSERT ON executions
+CREATE TRIGGER kurisu_keep_owners AFTER DELETE ON markets
+    REFERENCING OLD TABLE AS gone
+    FOR EACH STATEMENT EXECUTE FUNCTION kurisu_keep_owners();
+CREATE TRIGGER kurisu_keep_owners AFTER DELETE ON accounts
+    REFERENCING OLD TABLE AS gone
+    FOR EACH STATEMENT EXECUTE FUNCTION kurisu_keep_owners();
+
+CREATE FUNCTION kurisu_refuse_execution(wanted bigint) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    IF NOT EXISTS (SELECT 1 FROM orders WHERE id = wanted) THEN
+        RAISE EXCEPTION 'order % of an execution is not in orders', wanted
+            USING ERRCODE = 'foreign_key_violation', CONSTRAINT = 'fk_executions_order_id';
+    END IF;
+    RAISE EXCEPTION 'an execution of order % is not of its account, market, side and exchange''s id',
+        wanted USING ERRCODE = 'check_violation', CONSTRAINT = 'check_executions_is_of_its_order';
+END $$;
+
+CREATE FUNCTION kurisu_new_executions() RETURNS trigger LANGUAGE plpgsql AS $$
+-- Orders follow their executions, and an execution is of its order's account, market, side and
+-- exchange's id. This is also what keeps the reference to orders, which are never deleted: a
+-- declared foreign key would check each row. One order after another, in the order of ids, as
+-- every writer locks them; and each by its key, whatever size the plan was made for.
+DECLARE
+    c record;
+BEGIN
+    FOR c IN
+        SELECT order_id, market_id, account_id, exchange_order_id, side,
+               sum(amount) AS amount, sum(cost) AS cost, max(time) AS time
+          FROM changed
+         GROUP BY order_id, market_id, account_id, exchange_order_id, side
+         ORDER BY order_id
+    LOOP
+        IF c.order_id IS NULL THEN
+            PERFORM kurisu_hold_owners(c.market_id, c.account_id);
+            CONTINUE;
+        END IF;
+        UPDATE orders o
+           SET filled = o.filled + c.amount,
+               remaining = o.remaining - c.amount,
+               cost = o.cost + c.cost,
+               status = CASE WHEN o.status NOT IN ('pending', 'open') OR c.amount = 0 THEN o.status
+                             WHEN o.remaining = c.amount THEN 'closed' ELSE 'open' END,
+               updated_at = greatest(o.updated_at, c.time)
+         WHERE o.id = c.order_id
+           AND (o.market_id, o.account_id, o.side)
+               IS NOT DISTINCT FROM (c.market_id, c.account_id, c.side)
+           AND coalesce(o.exchange_order_id = c.exchange_order_id, TRUE);
+        IF NOT FOUND THEN
+            PERFORM kurisu_refuse_execution(c.order_id);
+        END IF;
+    END LOOP;
+    RETURN NULL;
+END $$;
+
+CREATE FUNCTION kurisu_changed_executions() RETURNS trigger LANGUAGE plpgsql AS $$
+-- One that waited joins its order, or a correction moves its cost.
+DECLARE
+    c record;
+BEGIN
+    FOR c IN
+        SELECT n.order_id, n.market_id, n.account_id, n.exchange_order_id, n.side,
+               sum(CASE WHEN b.order_id IS NULL THEN n.amount ELSE 0 END) AS amount,
+               sum(n.cost - CASE WHEN b.order_id IS NULL THEN 0 ELSE b.cost END) AS cost,
+               max(n.time) AS time
+          FROM changed n JOIN changed_from b ON b.id = n.id
+         GROUP BY n.order_id, n.market_id, n.account_id, n.exchange_order_id, n.side
+         ORDER BY n.order_id
+    LOOP
+        IF c.order_id IS NULL THEN
+            PERFORM kurisu_hold_owners(c.market_id, c.account_id);
+            CONTINUE;
+        END IF;
+        UPDATE orders o
+           SET filled = o.filled + c.amount,
+               remaining = o.remaining - c.amount,
+               cost = o.cost + c.cost,
+               status = CASE WHEN o.status NOT IN ('pending', 'open') OR c.amount = 0 THEN o.status
+                             WHEN o.remaining = c.amount THEN 'closed' ELSE 'open' END,
+               updated_at = greatest(o.updated_at, c.time)
+         WHERE o.id = c.order_id
+           AND (o.market_id, o.account_id, o.side)
+               IS NOT DISTINCT FROM (c.market_id, c.account_id, c.side)
+           AND coalesce(o.exchange_order_id = c.exchange_order_id, TRUE);
+        IF NOT FOUND THEN
+            PERFORM kurisu_refuse_execution(c.order_id);
+        END IF;
+    END LOOP;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER kurisu_new_executions AFTER INSERT ON executions
     REFERENCING NEW TABLE AS changed
-    FOR EACH STATEMENT EXECUTE FUNCTION kurisu_check_executions();
-CREATE TRIGGER kurisu_check_executions_update AFTER UPDATE ON executions
+    FOR EACH STATEMENT EXECUTE FUNCTION kurisu_new_executions();
+CREATE TRIGGER kurisu_changed_executions AFTER UPDATE ON executions
     REFERENCING OLD TABLE AS changed_from NEW TABLE AS changed
-    FOR EACH STATEMENT EXECUTE FUNCTION kurisu_check_executions();
+    FOR EACH STATEMENT EXECUTE FUNCTION kurisu_changed_executions();
 
 CREATE FUNCTION kurisu_correct_order() RETURNS trigger LANGUAGE plpgsql AS $$
 -- The only way out of a terminal status; what it was stays in the row.
@@ -446,8 +510,8 @@ DROP TABLE ledger_entries;
 DROP TABLE execution_corrections;
 DROP TABLE order_corrections;
 DROP TABLE waiting_orders;
-DROP TRIGGER kurisu_check_executions_update ON executions;
-DROP TRIGGER kurisu_check_executions_insert ON executions;
+DROP TRIGGER kurisu_changed_executions ON executions;
+DROP TRIGGER kurisu_new_executions ON executions;
 DROP TRIGGER kurisu_guard_executions ON executions;
 DROP TRIGGER kurisu_complete_execution ON executions;
 DROP TRIGGER kurisu_append_only ON executions;
@@ -457,8 +521,13 @@ DROP TRIGGER kurisu_new_orders ON orders;
 DROP TRIGGER kurisu_append_only ON orders;
 DROP FUNCTION kurisu_correct_execution();
 DROP FUNCTION kurisu_correct_order();
-DROP FUNCTION kurisu_check_executions();
-DROP FUNCTION kurisu_executed(bigint[], numeric[], numeric[], timestamptz[]);
+DROP FUNCTION kurisu_changed_executions();
+DROP FUNCTION kurisu_new_executions();
+DROP FUNCTION kurisu_refuse_execution(bigint);
+DROP TRIGGER kurisu_keep_owners ON markets;
+DROP TRIGGER kurisu_keep_owners ON accounts;
+DROP FUNCTION kurisu_keep_owners();
+DROP FUNCTION kurisu_hold_owners(integer, integer);
 DROP FUNCTION kurisu_guard_executions();
 DROP FUNCTION kurisu_complete_execution();
 DROP FUNCTION kurisu_guard_orders();
@@ -474,6 +543,8 @@ ALTER TABLE executions DROP CONSTRAINT check_executions_waits_under_an_id;
 ALTER TABLE executions DROP COLUMN facts, DROP COLUMN other_fees, DROP COLUMN side,
     DROP COLUMN exchange_order_id, DROP COLUMN market_id, DROP COLUMN account_id;
 ALTER TABLE executions ALTER COLUMN order_id SET NOT NULL;
+ALTER TABLE executions ADD CONSTRAINT fk_executions_order_id
+    FOREIGN KEY (order_id) REFERENCES orders (id);
 DROP FUNCTION kurisu_are_fees(jsonb);
 ALTER TABLE orders RESET (fillfactor);
 DROP INDEX unique_orders_exchange_order_id_of_run;
