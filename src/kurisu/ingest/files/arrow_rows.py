@@ -14,16 +14,20 @@ import pyarrow.compute as pc
 import pyarrow.feather
 import pyarrow.parquet
 
-from kurisu.ingest.files.columns import Layout, from_names, from_option
+from kurisu.ingest.files.columns import Layout
 from kurisu.ingest.files.detect import CannotRead, Kind, Source
-from kurisu.ingest.files.rows import Collector
+from kurisu.ingest.files.shape import RowTaker, Shape
 
 #: Rows that are converted at once.
 BATCH_ROWS: Final = 2**18
 
 
 def read_arrow(
-    source: Source, kind: Kind, columns: Sequence[str] | None, collector: Collector
+    source: Source,
+    kind: Kind,
+    columns: Sequence[str] | None,
+    collector: RowTaker,
+    shape: Shape,
 ) -> Layout:
     """Adds all rows of a columnar file. Raises CannotRead."""
     with _damage_as_cannot_read():
@@ -39,9 +43,9 @@ def read_arrow(
     for batch in _checked(batches):
         for at in range(0, batch.num_rows, BATCH_ROWS):
             part = batch.slice(at, BATCH_ROWS)
-            layout = layout or _layout(schema, columns, part)
+            layout = layout or _layout(schema, columns, part, shape)
             _add(part, layout, collector)
-    return layout or _layout(schema, columns, None)
+    return layout or _layout(schema, columns, None, shape)
 
 
 @contextmanager
@@ -97,21 +101,24 @@ _OPEN: Final = {
 
 
 def _layout(
-    schema: pa.Schema, columns: Sequence[str] | None, batch: pa.RecordBatch | None
+    schema: pa.Schema,
+    columns: Sequence[str] | None,
+    batch: pa.RecordBatch | None,
+    shape: Shape,
 ) -> Layout:
     if len(schema) == 0:
         raise CannotRead("the table has no columns")
     if columns is not None:
-        layout = from_option(columns, len(schema))
+        layout = shape.from_option(columns, len(schema))
         names = {name: schema.names[at] for name, at in layout.fields.items()}
         layout = replace(layout, sources=names, names=tuple(schema.names))
     else:
-        layout = from_names(schema.names, [] if batch is None else _first_row(batch))
+        layout = shape.from_names(schema.names, [] if batch is None else _first_row(batch))
     for name, at in layout.fields.items():
-        if not _is_usable(schema.field(at).type, name):
+        if not shape.is_usable(schema.field(at).type, name):
             raise CannotRead(
                 f"column {schema.names[at]!r} has the type {schema.field(at).type}, from which "
-                f"{'a time' if name == 'time' else 'a number'} cannot be read exactly"
+                f"{'a time' if name == 'time' else 'a value'} cannot be read exactly"
             )
     return layout
 
@@ -126,24 +133,6 @@ def _first_row(batch: pa.RecordBatch) -> list[str | None]:
     return row
 
 
-def _is_usable(kind: pa.DataType, name: str) -> bool:
-    types = pa.types
-    if types.is_dictionary(kind):
-        kind = kind.value_type
-    if types.is_run_end_encoded(kind):
-        kind = kind.value_type
-    if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
-        return True
-    if types.is_integer(kind) or types.is_decimal(kind) or types.is_float64(kind):
-        return True
-    if types.is_null(kind):
-        return True
-    if name == "time":
-        # A float32 holds a time of today to two minutes only.
-        return bool(types.is_timestamp(kind) or types.is_date(kind))
-    return bool(types.is_float32(kind))
-
-
 def _plain(column: pa.Array) -> pa.Array:
     """`column` without dictionary or run-end encoding."""
     if pa.types.is_dictionary(column.type):
@@ -153,7 +142,7 @@ def _plain(column: pa.Array) -> pa.Array:
     return column
 
 
-def _add(batch: pa.RecordBatch, layout: Layout, collector: Collector) -> None:
+def _add(batch: pa.RecordBatch, layout: Layout, collector: RowTaker) -> None:
     first = collector.claim(batch.num_rows)
     cells: Mapping[str, pa.Array] = {
         name: _plain(batch.column(at)) for name, at in {**layout.fields, **layout.same}.items()

@@ -16,17 +16,10 @@ import numpy as np
 import pyarrow as pa
 
 from kurisu.domain.faults import Rule
-from kurisu.ingest.files.columns import (
-    Layout,
-    example,
-    from_names,
-    from_option,
-    without_names,
-)
+from kurisu.ingest.files.columns import Layout
 from kurisu.ingest.files.detect import CannotRead, Source
 from kurisu.ingest.files.lines import BLOCK_BYTES, Dialect, add_lines, blocks, split
-from kurisu.ingest.files.rows import Collector
-from kurisu.ingest.files.text import check_layout
+from kurisu.ingest.files.shape import Row, RowTaker, Shape
 
 #: A JSON document is held in memory as a whole; 10 million freqtrade rows take 0.8 GB.
 MAX_DOCUMENT_BYTES: Final = 2 * 2**30
@@ -50,7 +43,7 @@ _DECODER: Final = json.JSONDecoder(parse_float=str, parse_int=str, parse_constan
 
 
 def read_json(
-    source: Source, columns: Sequence[str] | None, collector: Collector
+    source: Source, columns: Sequence[str] | None, collector: RowTaker, shape: Shape
 ) -> tuple[Layout | None, str]:
     """Adds all rows of a JSON file.
 
@@ -58,14 +51,14 @@ def read_json(
     """
     head = source.peek().removeprefix(b"\xef\xbb\xbf").lstrip()
     if head.startswith(b"{") and b"\n" not in head[:-1] and len(head) > MAX_OBJECT_BYTES:
-        raise _no_list()
+        raise _no_list(shape)
     if head.startswith(b"{") or _LINES_OF_LISTS.match(head):
-        return _read_lines(source, columns, collector), "json lines"
+        return _read_lines(source, columns, collector, shape), "json lines"
     content = _document(source)
     rows = _as_lines(content)
     if rows is not None:
-        return _read_table(rows, columns, collector), "json"
-    return _read_values(_elements(content), columns, collector), "json"
+        return _read_table(rows, columns, collector, shape), "json"
+    return _read_values(_elements(content), columns, collector, shape), "json"
 
 
 def _document(source: Source) -> bytes:
@@ -103,11 +96,13 @@ def _as_lines(content: bytes) -> bytes | None:
     return lines
 
 
-def _read_table(lines: bytes, columns: Sequence[str] | None, collector: Collector) -> Layout:
+def _read_table(
+    lines: bytes, columns: Sequence[str] | None, collector: RowTaker, shape: Shape
+) -> Layout:
     if not lines.isascii():
         lines = lines.decode("utf-8", errors="replace").encode()
     sample = [split(line.decode(), ",") for line in lines.split(b"\n", SAMPLE_ROWS)[:SAMPLE_ROWS]]
-    layout = _layout_of_lists(sample, columns)
+    layout = _layout_of_lists(sample, columns, shape)
     at = 0
     while at < len(lines):
         end = lines.find(b"\n", min(at + BLOCK_BYTES, len(lines)))
@@ -117,18 +112,19 @@ def _read_table(lines: bytes, columns: Sequence[str] | None, collector: Collecto
     return layout
 
 
-def _layout_of_lists(rows: Sequence[Sequence[str | None]], columns: Sequence[str] | None) -> Layout:
+def _layout_of_lists(rows: Sequence[Row], columns: Sequence[str] | None, shape: Shape) -> Layout:
     widths = [len(row) for row in rows]
     width = max(set(widths), key=widths.count)
     if columns is not None:
-        return from_option(columns, width)
-    layout = without_names(width)
+        return shape.from_option(columns, width)
+    rows = [row for row in rows if len(row) == width]
+    layout = shape.guess(rows, width)
     if layout is None:
         raise CannotRead(
             f"its rows are lists of {width} values without names: say which is which with "
-            f"--columns, e.g. {example(width)}"
+            f"--columns, e.g. {shape.example(width)}"
         )
-    check_layout(layout, [row for row in rows if len(row) == width])
+    shape.check(layout, rows)
     return layout
 
 
@@ -168,7 +164,9 @@ def _damaged(at: int, length: int) -> CannotRead:
     return CannotRead(f"the JSON is damaged or cut short at character {at + 1:,}")
 
 
-def _read_lines(source: Source, columns: Sequence[str] | None, collector: Collector) -> Layout:
+def _read_lines(
+    source: Source, columns: Sequence[str] | None, collector: RowTaker, shape: Shape
+) -> Layout:
     """JSON lines. A line that is no JSON is rejected as a row."""
     layout: Layout | None = None
     for block in blocks(source):
@@ -177,8 +175,8 @@ def _read_lines(source: Source, columns: Sequence[str] | None, collector: Collec
         if layout is None:
             whole = [value for value in values if not isinstance(value, _Broken)]
             if len(whole) * 2 < len(values):
-                raise _no_list()
-            layout = _layout_of_values(whole[:SAMPLE_ROWS], columns)
+                raise _no_list(shape)
+            layout = _layout_of_values(whole[:SAMPLE_ROWS], columns, shape)
         for at in range(0, len(values), BATCH_OBJECTS):
             _add_values(values[at : at + BATCH_OBJECTS], layout, collector)
     if layout is None:
@@ -186,10 +184,10 @@ def _read_lines(source: Source, columns: Sequence[str] | None, collector: Collec
     return layout
 
 
-def _no_list() -> CannotRead:
+def _no_list(shape: Shape) -> CannotRead:
     return CannotRead(
-        "the JSON is an object, and not a list of candles, or it is damaged: write it as a list of "
-        "lists, a list of objects, or one object a line"
+        f"the JSON is an object, and not a list of {shape.what}, or it is damaged: write it as a "
+        "list of lists, a list of objects, or one object a line"
     )
 
 
@@ -207,41 +205,41 @@ def _value_or_text(line: str) -> Any:
 
 
 def _read_values(
-    values: Iterator[Any], columns: Sequence[str] | None, collector: Collector
+    values: Iterator[Any], columns: Sequence[str] | None, collector: RowTaker, shape: Shape
 ) -> Layout | None:
     layout: Layout | None = None
     batch: list[Any] = []
     for value in values:
         batch.append(value)
         if len(batch) == BATCH_OBJECTS:
-            layout = layout or _layout_of_values(batch[:SAMPLE_ROWS], columns)
+            layout = layout or _layout_of_values(batch[:SAMPLE_ROWS], columns, shape)
             _add_values(batch, layout, collector)
             batch = []
     if batch:
-        layout = layout or _layout_of_values(batch[:SAMPLE_ROWS], columns)
+        layout = layout or _layout_of_values(batch[:SAMPLE_ROWS], columns, shape)
         _add_values(batch, layout, collector)
     return layout
 
 
-def _layout_of_values(values: Sequence[Any], columns: Sequence[str] | None) -> Layout:
+def _layout_of_values(values: Sequence[Any], columns: Sequence[str] | None, shape: Shape) -> Layout:
     objects = [value for value in values if isinstance(value, dict)]
     if objects:
         names = list(dict.fromkeys(name for value in objects for name in value))
         if columns is not None:
-            return replace(from_option(columns, len(names)), names=tuple(names))
+            return replace(shape.from_option(columns, len(names)), names=tuple(names))
         if len(names) > 1_000:
-            raise CannotRead("JSON objects with no common names: not candles")
+            raise CannotRead(f"JSON objects with no common names: not {shape.what}")
         try:
-            return from_names(names, [_cell(objects[0].get(name)) for name in names])
+            return shape.from_names(names, [_cell(objects[0].get(name)) for name in names])
         except CannotRead as error:
-            raise CannotRead(f"JSON, but not candles: {error.reason}") from error
+            raise CannotRead(f"JSON, but not {shape.what}: {error.reason}") from error
     lists = [[_cell(cell) for cell in value] for value in values if isinstance(value, list)]
     if not lists:
-        raise CannotRead("JSON, but not candles: neither lists nor objects")
-    return _layout_of_lists(lists, columns)
+        raise CannotRead(f"JSON, but not {shape.what}: neither lists nor objects")
+    return _layout_of_lists(lists, columns, shape)
 
 
-def _add_values(values: Sequence[Any], layout: Layout, collector: Collector) -> None:
+def _add_values(values: Sequence[Any], layout: Layout, collector: RowTaker) -> None:
     """Rows as lists or objects whose scalars are text."""
     first = collector.claim(len(values))
     named = {**layout.fields, **layout.same}

@@ -21,7 +21,8 @@ import pyarrow.csv
 from kurisu.domain.faults import Rule
 from kurisu.ingest.files.columns import Layout
 from kurisu.ingest.files.detect import CannotRead, Source
-from kurisu.ingest.files.rows import MAX_VALUE_CHARS, Collector
+from kurisu.ingest.files.rows import MAX_VALUE_CHARS
+from kurisu.ingest.files.shape import RowTaker
 
 #: Bytes that are converted at once; about 250,000 rows.
 BLOCK_BYTES: Final = 2**24
@@ -83,7 +84,7 @@ def _tidy(data: bytes) -> bytes:
     return data
 
 
-def add_lines(data: bytes, dialect: Dialect, layout: Layout, collector: Collector) -> None:
+def add_lines(data: bytes, dialect: Dialect, layout: Layout, collector: RowTaker) -> None:
     """Adds the rows of one block. Lines with another number of cells are rejected."""
     if not data:
         return
@@ -202,7 +203,7 @@ def _parse_one_by_one(
     dialect: Dialect,
     width: int,
     used: Sequence[int],
-    collector: Collector,
+    collector: RowTaker,
 ) -> tuple[npt.NDArray[np.int64], list[pa.Array]]:
     """For quotes in odd places."""
     kept: list[int] = []

@@ -13,6 +13,7 @@ import pyarrow as pa
 from kurisu.domain.faults import Reject
 from kurisu.errors import UnreadableFile
 from kurisu.ingest.files.arrow_rows import read_arrow
+from kurisu.ingest.files.candle_shape import CANDLES
 from kurisu.ingest.files.columns import Layout
 from kurisu.ingest.files.detect import CannotRead, Kind, Source, is_checksum, kind_of, unpack
 from kurisu.ingest.files.json_rows import read_json
@@ -113,11 +114,11 @@ def _read_part(
     name: str = kind.value
     note = None
     if kind is Kind.TEXT:
-        layout, note = read_text(data, columns, collector)
+        layout, note = read_text(data, columns, collector, CANDLES)
     elif kind is Kind.JSON:
-        layout, name = read_json(data, columns, collector)
+        layout, name = read_json(data, columns, collector, CANDLES)
     else:
-        layout = read_arrow(data, kind, columns, collector)
+        layout = read_arrow(data, kind, columns, collector, CANDLES)
     label = ""
     if layout is not None:
         check_order(collector.table(since=before), layout)

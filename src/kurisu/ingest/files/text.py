@@ -9,27 +9,17 @@ from decimal import Decimal
 from typing import Final
 
 from kurisu.domain.faults import Rule
-from kurisu.ingest.files.columns import (
-    FIELDS,
-    Layout,
-    example,
-    from_names,
-    from_option,
-    looks_like_names,
-    without_names,
-)
+from kurisu.ingest.files.columns import Layout
 from kurisu.ingest.files.detect import CannotRead, Source, is_checksum
 from kurisu.ingest.files.lines import Dialect, add_lines, blocks, split
 from kurisu.ingest.files.numbers import read_number
-from kurisu.ingest.files.rows import Collector
+from kurisu.ingest.files.shape import RowTaker, Shape
 from kurisu.ingest.files.times import read_time
 
 #: Lines that the delimiter, the header and the layout are found from.
 SAMPLE_LINES: Final = 1_000
 #: Lines of prose (a URL, a title) that may stand above the data.
 MAX_PREAMBLE_LINES: Final = 20
-#: Share of sampled rows that a layout without names must fit.
-MIN_FITTING_SHARE: Final = 0.5
 
 # A comma last: the others cannot stand inside a number.
 _DELIMITERS: Final = ("\t", ";", "|", ",")
@@ -52,7 +42,7 @@ class Sample:
 
 
 def read_text(
-    source: Source, columns: Sequence[str] | None, collector: Collector
+    source: Source, columns: Sequence[str] | None, collector: RowTaker, shape: Shape
 ) -> tuple[Layout, str | None]:
     """Adds all rows of a text file.
 
@@ -63,8 +53,8 @@ def read_text(
     # A short first block, as a slow stream gives, is made long enough for a sample.
     while first.count(b"\n") < SAMPLE_LINES and (more := next(stream, None)) is not None:
         first += more
-    sample = _look_at(first)
-    layout = _layout(sample, columns)
+    sample = _look_at(first, shape)
+    layout = _layout(sample, columns, shape)
     last = b""
     for block in _all(_without_lines(first, sample.skip), stream):
         add_lines(block, sample.dialect, layout, collector)
@@ -90,16 +80,16 @@ def _without_lines(data: bytes, count: int) -> bytes:
     return data[at:]
 
 
-def _look_at(data: bytes) -> Sample:
+def _look_at(data: bytes, shape: Shape) -> Sample:
     if is_checksum(data[:512].strip()):
         raise CannotRead("it is a checksum file: import the zip that it belongs to")
     lines = [
         line.decode("utf-8", errors="replace")
         for line in data.split(b"\n", SAMPLE_LINES + MAX_PREAMBLE_LINES)[: SAMPLE_LINES + 1]
     ]
-    delimiter = _delimiter([line for line in lines if _is_content(line)])
+    delimiter = _delimiter([line for line in lines if _is_content(line)], shape)
     dialect = Dialect(delimiter, prose=True)
-    skip, header = _header(lines, delimiter)
+    skip, header = _header(lines, delimiter, shape)
     rows = [split(line, delimiter) for line in lines[skip:] if _is_content(line)]
     # The sample's last line may be half of one.
     return Sample(dialect, skip, header, rows[:-1] if len(rows) > 1 else rows)
@@ -109,23 +99,23 @@ def _is_content(line: str) -> bool:
     return bool(line.strip()) and not line.startswith("#")
 
 
-def _delimiter(lines: Sequence[str]) -> str:
-    """The one that divides most lines into the same number of cells, at least six."""
+def _delimiter(lines: Sequence[str], shape: Shape) -> str:
+    """The one that divides most lines into the same number of cells, as many as a row has."""
     best, best_lines = "", 0
     for delimiter in _DELIMITERS:
         widths = Counter(len(split(line, delimiter)) for line in lines if delimiter in line)
-        candidates = [(count, width) for width, count in widths.items() if width >= len(FIELDS)]
+        candidates = [(count, width) for width, count in widths.items() if width >= shape.least]
         if candidates and max(candidates)[0] > best_lines:
             best, best_lines = delimiter, max(candidates)[0]
     if not best:
         raise CannotRead(
-            "no line of it has the six columns of a candle, divided by comma, semicolon, tab or |: "
-            "not candles, or cut short"
+            f"no line of it has {shape.columns}, divided by comma, semicolon, tab or |: "
+            f"not {shape.what}, or cut short"
         )
     return best
 
 
-def _header(lines: Sequence[str], delimiter: str) -> tuple[int, list[str] | None]:
+def _header(lines: Sequence[str], delimiter: str, shape: Shape) -> tuple[int, list[str] | None]:
     """How many lines to skip, and the names of the columns if one of those lines has them."""
     commented: list[str] | None = None
     for at, line in enumerate(lines[:MAX_PREAMBLE_LINES]):
@@ -134,12 +124,14 @@ def _header(lines: Sequence[str], delimiter: str) -> tuple[int, list[str] | None
             continue
         if text.startswith(_COMMENT_MARKS):
             cells = split(text.lstrip("#/ "), delimiter)
-            commented = cells if looks_like_names(cells) else commented
+            commented = cells if shape.looks_like_names(cells) else commented
             continue
         cells = split(line, delimiter)
-        if looks_like_names(cells) or (len(cells) >= len(FIELDS) and not any(map(_is_data, cells))):
+        if shape.looks_like_names(cells) or (
+            len(cells) >= shape.least and not any(map(_is_data, cells))
+        ):
             return at + 1, [cell.strip() for cell in cells]
-        if len(cells) < len(FIELDS) and not any(map(_is_data, cells)):
+        if len(cells) < shape.least and not any(map(_is_data, cells)):
             # A title, or other prose.
             continue
         return at, commented
@@ -155,58 +147,25 @@ def _is_data(cell: str) -> bool:
     )
 
 
-def _layout(sample: Sample, columns: Sequence[str] | None) -> Layout:
+def _layout(sample: Sample, columns: Sequence[str] | None, shape: Shape) -> Layout:
     widths = Counter(len(row) for row in sample.rows)
     width = widths.most_common(1)[0][0] if widths else 0
     if sample.header is not None:
         named = len(sample.header)
         if columns is not None:
-            return from_option(columns, named)
+            return shape.from_option(columns, named)
         fitting = next((row for row in sample.rows if len(row) == named), [])
         if sample.rows and not fitting:
             raise CannotRead(f"the header names {named} columns, but the rows have {width}")
-        return from_names(sample.header, fitting)
+        return shape.from_names(sample.header, fitting)
     if columns is not None:
-        return from_option(columns, width)
-    layout = without_names(width)
+        return shape.from_option(columns, width)
+    rows = [row for row in sample.rows if len(row) == width]
+    layout = shape.guess(rows, width)
     if layout is None:
         raise CannotRead(
             f"it has no header and {width} columns: say which is which with --columns, e.g. "
-            f"{example(width)}"
+            f"{shape.example(width)}"
         )
-    check_layout(layout, [row for row in sample.rows if len(row) == width])
+    shape.check(layout, rows)
     return layout
-
-
-def check_layout(layout: Layout, rows: Sequence[Sequence[str | None]]) -> None:
-    """Raises CannotRead if these rows do not look like a layout that was assumed."""
-    fitting = sum(_fits(layout, row) for row in rows)
-    if fitting >= len(rows) * MIN_FITTING_SHARE and (fitting or not rows):
-        return
-    what = f"{layout.label} rows" if layout.label else "candles in the usual order"
-    times = [
-        at for at in range(layout.width) if all(isinstance(read_time(row[at]), int) for row in rows)
-    ]
-    hint = (
-        f" (times seem to stand in column {times[0] + 1})" if len(times) == 1 and times[0] else ""
-    )
-    raise CannotRead(
-        f"it has no header, and its {layout.width} columns do not look like {what}{hint}: say "
-        f"which is which with --columns, e.g. {example(layout.width)}"
-    )
-
-
-def _fits(layout: Layout, row: Sequence[str | None]) -> bool:
-    opened = read_time(row[0])
-    if isinstance(opened, Rule):
-        return False
-    if any(isinstance(read_number(cell), Rule) for cell in row[1 : len(FIELDS)]):
-        return False
-    if layout.label == "Kraken":
-        # The seventh is a number of trades.
-        trades = read_number(row[6])
-        return isinstance(trades, Decimal) and trades >= 0 and trades == trades.to_integral_value()
-    if layout.label == "Binance klines":
-        closed = read_time(row[6])
-        return isinstance(closed, int) and closed > opened
-    return True
