@@ -19,6 +19,7 @@ from kurisu.cli import (
     candles,
     candles_backfill,
     candles_import,
+    candles_repair,
     db,
     demo,
     ledger,
@@ -65,6 +66,7 @@ for group, name in (
 candles_import.add_to(candles.app)
 ledger_sync.add_to(ledger.app)
 candles_backfill.add_to(candles.app)
+candles_repair.add_to(candles.app)
 streaming.add_to(app)
 demo.add_to(app)
 

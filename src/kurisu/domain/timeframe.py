@@ -72,6 +72,12 @@ class Timeframe:
         """True if a bar of this timeframe opens at `at`."""
         return self.open_time(at) == at
 
+    def count(self, since: datetime, until: datetime) -> int:
+        """Bars that open in [since, until), both of which are open times."""
+        if self.is_calendar:
+            return (until.year - since.year) * 12 + until.month - since.month
+        return (until - since) // self.length
+
     def divides(self, other: Timeframe) -> bool:
         """True if whole bars of this timeframe make up every bar of `other`."""
         if self.is_calendar:

@@ -112,7 +112,7 @@ class MarketBackfill:
         """Bars of the range with that status."""
         frame = TIMEFRAMES[self.timeframe]
         return sum(
-            count_bars(frame, one.since, one.until) for one in self.coverage if one.status == status
+            frame.count(one.since, one.until) for one in self.coverage if one.status == status
         )
 
     @property
@@ -134,13 +134,6 @@ class BackfillReport:
     @property
     def is_done(self) -> bool:
         return all(one.is_done for one in self.markets)
-
-
-def count_bars(frame: Timeframe, since: datetime, until: datetime) -> int:
-    """Bars that open in [since, until), both of which are open times."""
-    if frame.is_calendar:
-        return (until.year - since.year) * 12 + until.month - since.month
-    return (until - since) // frame.length
 
 
 def holes(known: Sequence[Stretch], since: datetime, until: datetime) -> list[Span]:
@@ -192,15 +185,18 @@ class Backfill:
         grace: timedelta,
         concurrency: int,
         allow_expiring: bool = False,
+        refetch: bool = True,
         watch: Watch | None = None,
     ) -> None:
-        """grace: how long after its close a candle is final. concurrency: requests at a time."""
+        """grace: how long after its close a candle is final. concurrency: requests at a time.
+        refetch: ask for the last few known candles again where it goes on."""
         self._store = store
         self._exchange = exchange
         self._frame = timeframe
         self._grace = grace
         self._walkers = concurrency
         self._allow_expiring = allow_expiring
+        self._refetch = refetch
         self._watch = watch
         self._limit = exchange.venue.candle_limit or CAUTIOUS_LIMIT
         self._failures = 0
@@ -274,7 +270,7 @@ class Backfill:
         if self._allow_expiring:
             return
         oldest = min(one.since for one in reports)
-        bars = max(count_bars(self._frame, one.since, one.until) for one in reports)
+        bars = max(self._frame.count(one.since, one.until) for one in reports)
         await self._store.candles.check_room(oldest, bars * len(reports))
 
     async def _fetch_all(self, plans: Sequence[_Plan]) -> None:
@@ -321,7 +317,7 @@ class Backfill:
         since, until = report.since, report.until
         known = await self._store.candles.coverage(plan.market, frame, since, until)
         wanted = holes(known, since, until)
-        plan.report.requested = sum(count_bars(frame, *hole) for hole in wanted)
+        plan.report.requested = sum(frame.count(*hole) for hole in wanted)
         if self._watch is not None:
             self._watch.begin(report.market, plan.report.requested)
         first = await self._store.candles.first_known(plan.market, frame, "complete")
@@ -331,8 +327,9 @@ class Backfill:
                 self._fail(plan, at, end, plan.stopped)
                 continue
             traded = first is not None and first < at
-            if end == until and any(k.until == at and k.status == "complete" for k in known):
-                # Where it goes on: what a venue changes after a candle's close it changes soon.
+            goes_on = any(k.until == at and k.status == "complete" for k in known)
+            if self._refetch and end == until and goes_on:
+                # What a venue changes after a candle's close it changes soon.
                 at = max(since, _earlier(frame, at, REFETCHED_CANDLES))
             cuts = await self._cuts(plan, at, end)
             for start, stop in itertools.pairwise(cuts):
@@ -351,7 +348,7 @@ class Backfill:
         venue = self._exchange.venue
         if frame.is_calendar or venue.candles_latest_only:
             return [since, until]
-        if count_bars(frame, since, until) <= length:
+        if frame.count(since, until) <= length:
             return [since, until]
         cuts = [since]
         begins = since
@@ -533,6 +530,7 @@ async def run_backfill(
     until: datetime | None = None,
     *,
     allow_expiring: bool = False,
+    refetch: bool = True,
     watch: Watch | None = None,
 ) -> BackfillReport:
     """Fetch what is not known of [since, until), by the exchange's own settings; see `Backfill`."""
@@ -543,6 +541,7 @@ async def run_backfill(
         grace=timedelta(seconds=exchange.settings.grace_s),
         concurrency=exchange.settings.concurrency,
         allow_expiring=allow_expiring,
+        refetch=refetch,
         watch=watch,
     )
     return await work.run(markets, since, until)

@@ -18,6 +18,7 @@ from kurisu.domain.timeframe import Timeframe
 from kurisu.errors import ExchangeError, NotFound
 from kurisu.exchange.candles import CandlePage, PageStatus, candle_pages
 from kurisu.exchange.port import Exchange
+from kurisu.store.coverage import common
 from kurisu.store.store import Store
 
 Span: TypeAlias = tuple[datetime, datetime]
@@ -97,10 +98,10 @@ class Witnesses:
             if said is None or not self._traded_around(said, hole):
                 continue
             heard += 1
-            missing = intersection(missing, said.missing)
+            missing = common(missing, said.missing)
             bars = self._bars(said.since, said.until) - self._bars(*hole)
             outside = sum(self._bars(*one) for one in said.missing) - sum(
-                self._bars(*one) for one in intersection([hole], said.missing)
+                self._bars(*one) for one in common([hole], said.missing)
             )
             share *= max(0, outside) / max(1, bars)
             missing = [m for m in missing if not _is_chance(bars, share, self._bars(*m))]
@@ -200,19 +201,6 @@ def _is_chance(bars: int, share: float, length: int) -> bool:
     """Whether `length` bars in a row without candles mean nothing where `share` of `bars` have
     none."""
     return bars * share**length >= BY_CHANCE
-
-
-def intersection(left: Iterable[Span], right: Iterable[Span]) -> list[Span]:
-    """What is in both; each is sorted and disjoint."""
-    found = []
-    others = list(right)
-    for since, until in left:
-        for other_since, other_until in others:
-            if other_since >= until:
-                break
-            if other_until > since:
-                found.append((max(since, other_since), min(until, other_until)))
-    return found
 
 
 def _uncovered(since: datetime, until: datetime, spans: Iterable[Span]) -> bool:

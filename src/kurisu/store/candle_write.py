@@ -113,6 +113,14 @@ SELECT market_id, timeframe, time, open, high, low, close, volume FROM kurisu_ch
 """
 
 
+async def lock(connection: AsyncConnection, market_id: int) -> None:
+    """Until the end of the transaction nobody else writes this market."""
+    await connection.execute(
+        text("SELECT pg_advisory_xact_lock(:lock, :market_id)"),
+        {"lock": MARKET_LOCK, "market_id": market_id},
+    )
+
+
 async def write(
     connection: AsyncConnection,
     engine: Engine,
@@ -132,10 +140,7 @@ async def write(
         rejects=candles.rejects,
         conflicts=candles.conflicts,
     )
-    await connection.execute(
-        text("SELECT pg_advisory_xact_lock(:lock, :market_id)"),
-        {"lock": MARKET_LOCK, "market_id": market_id},
-    )
+    await lock(connection, market_id)
     if engine.is_community:
         # Rows that go into a compressed chunk have to be checked against its batches, and a
         # backfill touches more of them than the limit allows.

@@ -32,7 +32,7 @@ from kurisu.store.candle_table import CandleTable
 from kurisu.store.candle_write import WriteReport
 from kurisu.store.connect import reading, transaction
 from kurisu.store.coverage import Stretch
-from kurisu.store.coverage_read import Gap
+from kurisu.store.coverage_read import MISSING, Gap
 from kurisu.store.markets import Market
 from kurisu.store.verify import VerifyReport, verify
 
@@ -275,6 +275,54 @@ class Candles:
         """Where the first known stretch begins, of that status if one is given; None if none is."""
         async with transaction(self._store.database) as connection:
             return await coverage.first(connection, market.id, timeframe_of(timeframe), status)
+
+    async def series(self, exchange: str) -> list[tuple[Market, Timeframe]]:
+        """Markets of `exchange` and the timeframes that anything is known of, by symbol."""
+        async with transaction(self._store.database) as connection:
+            found = await coverage.series(connection, exchange)
+        by_id = {market.id: market for market in await self._store.markets.list(exchange)}
+        return [(by_id[id_], timeframe_of(name)) for id_, name in found if id_ in by_id]
+
+    async def known_extent(
+        self, market: Market, timeframe: str | Timeframe
+    ) -> tuple[datetime, datetime] | None:
+        """From where to where coverage says anything; None if it says nothing."""
+        async with transaction(self._store.database) as connection:
+            return await coverage.extent(connection, market.id, timeframe_of(timeframe))
+
+    async def stored(
+        self, market: Market, timeframe: str | Timeframe, since: datetime, until: datetime
+    ) -> pa.Table:
+        """Candles as they are stored under `timeframe`, never derived, that open in [since, until);
+        the columns of `read` without `bars`."""
+        low, high = aware(since, "since"), aware(until, "until")
+        assert low is not None
+        assert high is not None
+        frame = timeframe_of(timeframe)
+        async with transaction(self._store.database) as connection:
+            return await candle_write.read_stored(
+                connection, market.id, frame, low, high - timedelta(microseconds=1)
+            )
+
+    async def forget_missing(
+        self, market: Market, timeframe: str | Timeframe, since: datetime, until: datetime
+    ) -> int:
+        """Take back that candles are stored in [since, until) where they are not, because somebody
+        deleted them; how many bars that is."""
+        frame = timeframe_of(timeframe)
+        async with transaction(self._store.database) as connection:
+            await candle_write.lock(connection, market.id)
+            gaps = await coverage_read.gaps(connection, market.id, frame, since, until)
+            claimed = [
+                one
+                for one in await coverage.read(connection, market.id, frame, since, until)
+                if one.status == "complete"
+            ]
+            missing = [(gap.since, gap.until) for gap in gaps if gap.status == MISSING]
+            untrue = coverage.common(missing, [(one.since, one.until) for one in claimed])
+            if untrue:
+                await coverage.forget(connection, market.id, frame, untrue)
+        return sum(frame.count(*span) for span in untrue)
 
     async def check_room(self, oldest: datetime, rows: int) -> None:
         """Raises RetentionConflict if a policy that the user has set would drop candles from

@@ -127,6 +127,22 @@ def without(ranges: Sequence[S], holes: Sequence[S], *, same_status: bool) -> li
     return result
 
 
+def common(
+    left: Sequence[tuple[datetime, datetime]], right: Sequence[tuple[datetime, datetime]]
+) -> list[tuple[datetime, datetime]]:
+    """What is in both; each is sorted and disjoint, and so is the result."""
+    found = []
+    start = 0
+    for since, until in left:
+        while start < len(right) and right[start][1] <= since:
+            start += 1
+        at = start
+        while at < len(right) and right[at][0] < until:
+            found.append((max(since, right[at][0]), min(until, right[at][1])))
+            at += 1
+    return found
+
+
 async def state(
     connection: AsyncConnection, market_id: int, frame: Timeframe, stated: Iterable[Stretch]
 ) -> list[Stretch]:
@@ -175,6 +191,54 @@ async def state_fetched(
         return []
     known = await read(connection, market_id, frame, wanted[0].since, wanted[-1].until)
     return await state(connection, market_id, frame, yielding(wanted, known))
+
+
+# Where something is known of: markets and timeframes with candles or with coverage. Parameters:
+# exchange. Columns: market_id, timeframe.
+SERIES: Final = """
+SELECT k.market_id, k.timeframe
+  FROM (SELECT market_id, timeframe FROM candle_series
+         UNION SELECT market_id, timeframe FROM candle_coverage) k
+  JOIN markets m ON m.id = k.market_id
+ WHERE m.exchange = :exchange
+ ORDER BY m.symbol, k.timeframe
+"""
+
+# First and last bar that anything is known of. Parameters: market_id, timeframe. Columns: since,
+# until.
+EXTENT: Final = """
+SELECT min(since) AS since, max(until) AS until FROM candle_coverage
+ WHERE market_id = :market_id AND timeframe = :timeframe
+"""
+
+
+async def series(connection: AsyncConnection, exchange: str) -> list[tuple[int, str]]:
+    """(market id, timeframe) of whatever is known of an exchange."""
+    return [(r.market_id, r.timeframe) for r in
+            await connection.execute(text(SERIES), {"exchange": exchange})]  # fmt: skip
+
+
+async def extent(
+    connection: AsyncConnection, market_id: int, frame: Timeframe
+) -> tuple[datetime, datetime] | None:
+    """From where to where anything is known; None if nothing is."""
+    key = {"market_id": market_id, "timeframe": frame.name}
+    row = (await connection.execute(text(EXTENT), key)).one()
+    return None if row.since is None else (row.since, row.until)
+
+
+async def forget(
+    connection: AsyncConnection,
+    market_id: int,
+    frame: Timeframe,
+    spans: Sequence[tuple[datetime, datetime]],
+) -> None:
+    """Take back what is known of `spans`, which are sorted and disjoint. The caller holds the
+    market's lock."""
+    known = await read(connection, market_id, frame, spans[0][0], spans[-1][1])
+    gone = [Stretch(*span, "", "") for span in spans]
+    key = {"market_id": market_id, "timeframe": frame.name}
+    await _replace(connection, key, known, without(known, gone, same_status=False))
 
 
 # Where the first known stretch begins. Parameters: market_id, timeframe, status (or null). Columns:

@@ -167,8 +167,4 @@ def _explained(
 
 
 def _gap(since: datetime, until: datetime, status: str, frame: Timeframe) -> Gap:
-    if frame.is_calendar:
-        bars = (until.year - since.year) * 12 + until.month - since.month
-    else:
-        bars = (until - since) // frame.length
-    return Gap(since, until, bars, status)
+    return Gap(since, until, frame.count(since, until), status)

@@ -1,0 +1,181 @@
+"""`kurisu candles repair`: holes filled, and a sample compared with the exchange."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from kurisu.cli.candles_backfill import JSON_ROWS, STATUSES, AllowExpiring, bars
+from kurisu.cli.command import Session, SinceOption, UntilOption, command, parse_range
+from kurisu.cli.output import iso, safe, table
+from kurisu.errors import ExchangeError, InvalidArgument
+
+if TYPE_CHECKING:
+    from kurisu.ingest.repair import Difference, MarketRepair
+    from kurisu.store.store import Store
+
+#: Differences and problems of a market that the text report shows.
+SHOWN: Final = 20
+
+
+def add_to(app: typer.Typer) -> None:
+    """Make it a command of `app`."""
+    command(app, "repair")(repair)
+
+
+async def repair(
+    session: Session,
+    targets: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="EXCHANGE[:SYMBOL]...", help="E.g. binance, kraken:BTC/USD; all if not given."
+        ),
+    ] = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
+    timeframe: Annotated[
+        str | None, typer.Option(metavar="TIMEFRAME", help="Only this one.", show_default=False)
+    ] = None,
+    sample: Annotated[
+        int, typer.Option(metavar="N", help="Stored candles of each market to compare; 0: none.")
+    ] = 1_000,
+    apply: Annotated[
+        bool, typer.Option("--apply", help="Store candles that differ as the exchange has them.")
+    ] = False,
+    allow_expiring: AllowExpiring = False,
+) -> int:
+    """Ask again for every hole of what is stored, and compare a sample with the exchange.
+
+    A hole is what is missing between the first and the last known bar, an outage, a failed fetch,
+    or a candle that somebody deleted. Candles that differ are only reported, unless --apply says
+    to store them; what they were stays in candle_revisions. Nothing is ever deleted.
+
+    Exit code 1 if a hole is left, a candle differs, or an exchange could not be asked.
+    """
+    from kurisu.domain.timeframe import timeframe as timeframe_of
+
+    frame = None if timeframe is None else timeframe_of(timeframe)
+    first, end = parse_range(since, until)
+    if sample < 0:
+        raise InvalidArgument(f"--sample is {sample}; it has to be 0 or more.")
+    reports: list[MarketRepair] = []
+    failures: list[ExchangeError] = []
+    async with session.open() as store:
+        chosen = await _targets(store, targets or [])
+        with bars(session, "candles") as watch:
+            for exchange, symbols in chosen.items():
+                from kurisu.exchange.configured import open_configured
+                from kurisu.ingest.repair import chosen_series
+                from kurisu.ingest.repair import repair as repair_market
+
+                series = await chosen_series(store, exchange, symbols, frame)
+                if not series:
+                    continue
+                try:
+                    async with open_configured(store.config, exchange) as opened:
+                        reports += [
+                            await repair_market(
+                                store, opened, market, one, first, end, sample=sample,
+                                apply=apply, allow_expiring=allow_expiring, watch=watch,
+                            )
+                            for market, one in series
+                        ]  # fmt: skip
+                except ExchangeError as error:
+                    failures.append(error)
+    session.result(
+        {
+            "whole": not failures and all(one.is_whole for one in reports),
+            "markets": [_as_dict(one) for one in reports],
+            "errors": [
+                {"error": type(one).__name__, "exchange": one.exchange, "message": str(one)}
+                for one in failures
+            ],
+        },
+        lambda: _as_text(reports),
+    )
+    if not session.json:
+        for failure in failures:
+            session.note(f"kurisu: {failure}")
+    return 1 if failures or not all(one.is_whole for one in reports) else 0
+
+
+async def _targets(store: Store, given: list[str]) -> dict[str, list[str]]:
+    """Symbols by exchange; none for all of an exchange."""
+    if not given:
+        return {name: [] for name in sorted({m.exchange for m in await store.markets.list()})}
+    whole = {one for one in given if ":" not in one}
+    chosen: dict[str, list[str]] = {one: [] for one in given if one in whole}
+    for one in given:
+        exchange, _, symbol = one.partition(":")
+        if exchange not in whole:
+            chosen.setdefault(exchange, []).append(symbol)
+    return chosen
+
+
+def _as_dict(one: MarketRepair) -> dict[str, Any]:
+    after = one.backfill
+    return {
+        "market": one.market,
+        "timeframe": one.timeframe,
+        "whole": one.is_whole,
+        "holes": one.holes,
+        "deleted": one.deleted,
+        "filled": 0 if after is None else after.inserted,
+        "bars": None if after is None else {status: after.bars(status) for status in STATUSES},
+        "problems": [] if after is None else after.problems,
+        "compared": one.compared,
+        "different": len(one.differences),
+        "differences": one.differences[:JSON_ROWS],
+        "revised": one.revised,
+        "problem": one.problem,
+    }
+
+
+def _as_text(reports: list[MarketRepair]) -> str:
+    if not reports:
+        return "Nothing is stored yet."
+    rows = [
+        (
+            one.market, one.timeframe, one.holes, 0 if one.backfill is None else
+            one.backfill.inserted, _left(one), one.compared, len(one.differences), one.revised,
+        )
+        for one in reports
+    ]  # fmt: skip
+    headers = ("market", "tf", "holes", "filled", "left", "compared", "different", "revised")
+    lines = [table(headers, rows, right=set(headers[2:]))]
+    for one in reports:
+        if one.backfill is not None:
+            lines += [
+                f"{safe(one.market)}: {p.status} {iso(p.since)} to {iso(p.until)}: {safe(p.reason)}"
+                for p in one.backfill.problems[:SHOWN]
+            ]
+        if one.problem is not None:
+            lines.append(f"{safe(one.market)}: could not be compared: {safe(one.problem)}")
+        lines += [f"{safe(one.market)}: {_difference(d)}" for d in one.differences[:SHOWN]]
+        if len(one.differences) > SHOWN:
+            lines.append(f"{safe(one.market)}: and {len(one.differences) - SHOWN:,} more (--json)")
+    if any(len(one.differences) > one.revised for one in reports):
+        lines.append("--apply stores what differs as the exchange has it")
+    return "\n".join(lines)
+
+
+def _left(one: MarketRepair) -> int:
+    """Bars of the holes that are still neither complete nor empty."""
+    if one.backfill is None:
+        return 0
+    return sum(one.backfill.bars(status) for status in ("missing", "outage", "failed"))
+
+
+def _difference(one: Difference) -> str:
+    if one.stored is None:
+        return f"{iso(one.time)} is not stored, the exchange has {_numbers(one.exchange)}"
+    if one.exchange is None:
+        return f"{iso(one.time)} is stored, the exchange has no candle there"
+    return f"{iso(one.time)} stored {_numbers(one.stored)}, exchange {_numbers(one.exchange)}"
+
+
+def _numbers(given: Any) -> str:
+    from kurisu.cli.output import cell
+
+    return " ".join(cell(value) for value in given)

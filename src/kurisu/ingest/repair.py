@@ -1,0 +1,247 @@
+"""Repair: every hole of what is stored is asked for again, and a sample is compared.
+
+In: a store, an open exchange, markets with a timeframe each. Out: a `MarketRepair` for each. A hole
+is what is missing between the first and the last known bar, an outage, a failed fetch, or a candle
+that coverage claims and that somebody deleted. Candles that differ are reported; they are changed,
+and what they were is remembered, only if the caller says so.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any, Final, TypeAlias
+
+import pyarrow as pa
+
+from kurisu.domain.timeframe import Timeframe
+from kurisu.errors import ExchangeError, InvalidArgument
+from kurisu.exchange.candles import CandlePage, PageStatus, candle_pages
+from kurisu.exchange.ccxt_adapter import CcxtExchange
+from kurisu.exchange.venues import CAUTIOUS_LIMIT
+from kurisu.ingest.backfill import MarketBackfill, Watch, run_backfill
+from kurisu.store.coverage import Stretch
+from kurisu.store.markets import Market
+from kurisu.store.store import Store
+
+Numbers: TypeAlias = tuple[Decimal | str | None, ...]
+
+#: Candles of a market that are compared, if nobody says how many.
+SAMPLE: Final = 1_000
+_NUMBERS: Final = ("open", "high", "low", "close", "volume")
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A candle that is stored otherwise than the exchange shows it now.
+
+    stored, exchange: open, high, low, close, volume; None where there is no candle.
+    """
+
+    time: datetime
+    stored: Numbers | None
+    exchange: Numbers | None
+
+
+@dataclass(slots=True)
+class MarketRepair:
+    """What became of one market and timeframe.
+
+    holes: bars that were asked for again. deleted: among them, bars that coverage had claimed.
+    backfill: what became of the holes; None if there was none. compared: candles of the sample.
+    differences: by time. revised: how many of them were stored as the exchange has them.
+    problem: why the sample could not be compared; None if it could.
+    """
+
+    market: str
+    timeframe: str
+    holes: int = 0
+    deleted: int = 0
+    backfill: MarketBackfill | None = None
+    compared: int = 0
+    differences: list[Difference] = field(default_factory=list)
+    revised: int = 0
+    problem: str | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """No hole is left, and nothing that was compared differs any more."""
+        filled = self.backfill is None or self.backfill.is_done
+        return filled and self.problem is None and self.revised == len(self.differences)
+
+
+async def repair(
+    store: Store,
+    exchange: CcxtExchange,
+    market: Market,
+    timeframe: Timeframe,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    *,
+    sample: int = SAMPLE,
+    apply: bool = False,
+    allow_expiring: bool = False,
+    watch: Watch | None = None,
+    chance: random.Random | None = None,
+) -> MarketRepair:
+    """Fill the holes of one market and compare a sample of it.
+
+    since, until: None for the first and the last known bar. sample: candles to compare, 0 for
+    none. apply: store differing candles as the exchange has them. chance: picks the sample.
+    Raises ExchangeError if the exchange cannot be asked at all, RetentionConflict, DatabaseError.
+    """
+    report = MarketRepair(str(market), timeframe.name)
+    extent = await store.candles.known_extent(market, timeframe)
+    if extent is None:
+        return report
+    first = extent[0] if since is None else timeframe.ceil(since)
+    end = extent[1] if until is None else min(timeframe.ceil(until), extent[1])
+    if first >= end:
+        return report
+    report.deleted = await store.candles.forget_missing(market, timeframe, first, end)
+    filled = await run_backfill(
+        store, exchange, [market], timeframe, first, end,
+        allow_expiring=allow_expiring, watch=watch, refetch=False,
+    )  # fmt: skip
+    (backfill,) = filled.markets
+    report.holes = backfill.requested
+    report.backfill = backfill if backfill.requested else None
+    if sample:
+        # Which candles are looked at is no secret.
+        await _compare(store, exchange, market, timeframe, report, backfill, sample, apply,
+                       chance or random.Random())  # noqa: S311  # fmt: skip
+    return report
+
+
+async def _compare(
+    store: Store,
+    exchange: CcxtExchange,
+    market: Market,
+    frame: Timeframe,
+    report: MarketRepair,
+    backfill: MarketBackfill,
+    sample: int,
+    apply: bool,
+    chance: random.Random,
+) -> None:
+    known = [one for one in backfill.coverage if one.status in ("complete", "empty")]
+    limit = exchange.venue.candle_limit or CAUTIOUS_LIMIT
+    for since, until in windows(known, frame, sample, limit, chance):
+        try:
+            async for page in candle_pages(
+                exchange, market.symbol, frame, since, until,
+                grace=timedelta(seconds=exchange.settings.grace_s),
+            ):  # fmt: skip
+                if page.status is PageStatus.UNAVAILABLE:
+                    continue
+                await _compare_page(store, market, frame, report, page, known, apply)
+        except ExchangeError as error:
+            report.problem = error.reason
+            return
+    report.differences.sort(key=lambda one: one.time)
+
+
+async def _compare_page(
+    store: Store,
+    market: Market,
+    frame: Timeframe,
+    report: MarketRepair,
+    page: CandlePage,
+    known: Sequence[Stretch],
+    apply: bool,
+) -> None:
+    stored = _by_time(await store.candles.stored(market, frame, page.since, page.until))
+    theirs = _by_time(page.table)
+    found = [
+        Difference(time, stored.get(time), theirs.get(time))
+        for time in sorted(stored.keys() | theirs.keys())
+        if stored.get(time) != theirs.get(time)
+        and any(one.since <= time < one.until for one in known)
+    ]
+    report.compared += len(stored)
+    report.differences += found
+    if not (apply and found):
+        return
+    changed = {one.time for one in found if one.exchange is not None}
+    at = [i for i, time in enumerate(page.table.column("time").to_pylist()) if time in changed]
+    written = await store.candles.write_fetched(
+        market, frame, page.table.take(pa.array(at, pa.int64())), [], now=page.exchange_time
+    )
+    report.revised += written.inserted + written.updated
+    await store.candles.settle([(page.since, page.until)])
+
+
+def _by_time(table: pa.Table) -> dict[datetime, Numbers]:
+    columns = [table.column(name).to_pylist() for name in ("time", *_NUMBERS)]
+    return {
+        time: tuple(_number(one) for one in numbers)
+        for time, *numbers in zip(*columns, strict=True)
+    }
+
+
+def _number(value: Any) -> Decimal | str | None:
+    """A column is text as a whole if one of its numbers does not fit."""
+    if not isinstance(value, str):
+        return value  # type: ignore[no-any-return]  # Arrow's values have no type
+    try:
+        return Decimal(value)
+    except ArithmeticError:
+        return value
+
+
+def windows(
+    known: Sequence[Stretch], frame: Timeframe, sample: int, limit: int, chance: random.Random
+) -> list[tuple[datetime, datetime]]:
+    """Where to look: about `sample` bars of `known`, in windows of at most `limit` bars, at random;
+    everything if there are not more."""
+    total = sum(frame.count(one.since, one.until) for one in known)
+    if not total:
+        return []
+    if total <= sample:
+        return [(known[0].since, known[-1].until)]
+    found: list[tuple[datetime, datetime]] = []
+    left = sample
+    while left > 0:
+        at = chance.randrange(total)
+        bars = min(left, limit)
+        for one in known:
+            count = frame.count(one.since, one.until)
+            if at < count:
+                since = _later(frame, one.since, min(at, max(0, count - bars)))
+                found.append((since, min(_later(frame, since, bars), known[-1].until)))
+                break
+            at -= count
+        left -= bars
+    return sorted(found)
+
+
+def _later(frame: Timeframe, at: datetime, bars: int) -> datetime:
+    if not frame.is_calendar:
+        return at + bars * frame.length
+    for _ in range(bars):
+        at = frame.close_time(at)
+    return at
+
+
+async def chosen_series(
+    store: Store, exchange: str, symbols: Sequence[str], timeframe: Timeframe | None
+) -> list[tuple[Market, Timeframe]]:
+    """What anything is known of: of these symbols (all if there are none) and of that timeframe.
+
+    Raises InvalidArgument where nothing is known of a symbol.
+    """
+    known = await store.candles.series(exchange)
+    for symbol in symbols:
+        if all(market.symbol != symbol for market, _ in known):
+            raise InvalidArgument(
+                f"nothing is stored of {exchange}:{symbol}; `kurisu candles backfill {exchange} "
+                f"{symbol} --since ...` fetches it."
+            )
+    return [
+        (market, frame)
+        for market, frame in known
+        if (not symbols or market.symbol in symbols) and timeframe in (None, frame)
+    ]

@@ -1,0 +1,122 @@
+"""Repair: holes are asked for again, and what is stored is compared with the exchange."""
+
+from __future__ import annotations
+
+import random
+from datetime import timedelta
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from exchange_server.faults import Fault, Rule
+from exchange_server.server import ExchangeServer
+from exchange_server.truth import Series
+from exchange_server.world import BARS, START_MS, Opener
+from hypothesis import given
+from hypothesis import strategies as st
+from ingest.test_backfill import QUICK, SINCE, backfill, closed, known, minutes, stored, without
+from rows import fetch
+
+from kurisu.domain.timeframe import BASE
+from kurisu.exchange.clock import from_ms
+from kurisu.ingest.repair import MarketRepair, chosen_series, repair, windows
+from kurisu.store.coverage import Stretch
+from kurisu.store.store import Store
+
+
+@pytest.fixture(params=["plain"])
+def tier(request: pytest.FixtureRequest) -> str:
+    """Nothing of this depends on the engine."""
+    return str(request.param)
+
+
+async def mend(store: Store, opened: Opener, **more: Any) -> MarketRepair:
+    async with opened("binance", policy=QUICK) as exchange:
+        ((market, frame),) = await chosen_series(store, "binance", [], None)
+        return await repair(store, exchange, market, frame, **more)
+
+
+async def test_what_is_whole_stays_as_it_is(
+    store: Store, server: ExchangeServer, opened: Opener
+) -> None:
+    await backfill(store, opened)
+    server.requests.clear()
+    report = await mend(store, opened, sample=300, chance=random.Random(1))
+    assert report.is_whole
+    assert (report.holes, report.compared, report.differences) == (0, 300, [])
+    assert len(server.asked("klines")) == 1
+
+
+async def test_every_kind_of_hole_is_asked_for_again(
+    store: Store, server: ExchangeServer, opened: Opener
+) -> None:
+    """A failed page, minutes that come late, and rows that somebody deleted."""
+    listing = server.binance.listings["SHIBUSDT"]
+    listing.series = Series(without(BARS, (2_100, 2_130)))
+    at = {"startTime": str(START_MS + 1_000 * 60_000)}
+    server.faults.add(Rule(Fault.STATUS, path="klines", query=at, times=10**6))
+    await backfill(store, opened, policy=QUICK)
+    server.faults.clear()
+    await fetch(
+        store, "DELETE FROM ohlcv WHERE time >= :since AND time < :until",
+        since=SINCE + timedelta(minutes=200), until=SINCE + timedelta(minutes=260),
+    )  # fmt: skip
+    report = await mend(store, opened, sample=0)
+    assert (report.holes, report.deleted, report.is_whole) == (1_060, 60, True)
+    assert await stored(store, "SHIB/USDT") == closed(listing.series.bars)
+    assert await known(store, "SHIB/USDT") == [
+        minutes(0, 2_100, "complete"), minutes(2_100, 2_130, "empty"),
+        minutes(2_130, 2_500, "complete"),
+    ]  # fmt: skip
+
+
+async def test_a_difference_is_reported_and_applied_only_on_demand(
+    store: Store, server: ExchangeServer, opened: Opener
+) -> None:
+    """One candle changed, one is new where there was none, one is gone."""
+    quiet = without(BARS, (700, 701))
+    listing = server.binance.listings["SHIBUSDT"]
+    listing.series = Series(quiet)
+    await backfill(store, opened)
+    changed = [
+        bar._replace(volume=bar.volume + Decimal("1E-8")) if i == 100 else bar
+        for i, bar in enumerate(BARS)
+    ]
+    listing.series = Series(without(changed, (900, 901)))
+    report = await mend(store, opened, sample=10_000)
+    found = {from_ms(BARS[i].open_ms): tuple(BARS[i][1:]) for i in (100, 700, 900)}
+    assert [one.time for one in report.differences] == list(found)
+    first, new, gone = report.differences
+    assert (first.stored, first.exchange) == (tuple(BARS[100][1:]), tuple(changed[100][1:]))
+    assert (new.stored, new.exchange) == (None, tuple(BARS[700][1:]))
+    assert (gone.stored, gone.exchange) == (tuple(BARS[900][1:]), None)
+    assert not report.is_whole
+    assert await stored(store, "SHIB/USDT") == closed(quiet)
+
+    report = await mend(store, opened, sample=10_000, apply=True)
+    assert (report.revised, report.is_whole) == (2, False)
+    assert await stored(store, "SHIB/USDT") == closed(changed)
+    assert await fetch(store, "SELECT time, volume FROM candle_revisions") == [
+        (from_ms(BARS[100].open_ms), BARS[100].volume)
+    ]
+    assert [d.time for d in (await mend(store, opened, sample=10_000)).differences] == [gone.time]
+
+
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=5),
+    sample=st.integers(1, 200), limit=st.integers(1, 30), seed=st.integers(0, 9),
+)  # fmt: skip
+def test_windows_lie_in_what_is_known(
+    lengths: list[int], sample: int, limit: int, seed: int
+) -> None:
+    known = []
+    at = SINCE
+    for length in lengths:
+        known.append(Stretch(at, at + length * BASE.length, "complete", "rest"))
+        at += (length + 3) * BASE.length
+    found = windows(known, BASE, sample, limit, random.Random(seed))
+    assert found
+    assert all(known[0].since <= since < until <= known[-1].until for since, until in found)
+    if sum(lengths) > sample:
+        assert sum(BASE.count(*one) for one in found) <= sample
+        assert all(BASE.count(*one) <= limit for one in found)
