@@ -198,10 +198,19 @@ class EmbeddedServer(RealServer):
         has_memory = os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 2**30
         self._home = Path(tempfile.mkdtemp(prefix="kurisu-", dir=memory if has_memory else None))
         self._home.chmod(0o755)
-        with patch.dict(os.environ, KURISU_POSTGRES_BIN=str(newest.bin_dir)):
+        self._bin = newest.bin_dir
+        with patch.dict(os.environ, KURISU_POSTGRES_BIN=str(self._bin)):
             self._cluster = Cluster(self._home)
             self._cluster.start()
         super().__init__(self._cluster.url, "file_copy")
+
+    def stop(self) -> None:
+        """Stop the server under everybody who is connected; `start` brings it back."""
+        self._cluster.stop()
+
+    def start(self) -> None:
+        with patch.dict(os.environ, KURISU_POSTGRES_BIN=str(self._bin)):
+            self._cluster.start()
 
     def close(self) -> None:
         self._cluster.stop()

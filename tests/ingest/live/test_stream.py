@@ -1,0 +1,408 @@
+"""Streams against an exchange that fails: what is stored is what happened, digit for digit, and
+coverage calls nothing whole that is not."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from engines import EmbeddedServer, Servers
+from exchange_server.clock import MINUTE_MS
+from exchange_server.server import ExchangeServer
+from exchange_server.truth import Bar, Tick
+from exchange_server.world import NOW_MS, Opener
+
+from kurisu.errors import BadSymbol, IdSpaceConflict, InvalidArgument, NotOffered
+from kurisu.exchange.calls import RetryPolicy
+from kurisu.exchange.clock import from_ms, to_ms
+from kurisu.ingest.live.events import StreamEvent
+from kurisu.ingest.live.stream import StreamOptions, StreamRequest, stream
+from kurisu.store.markets import Market
+from kurisu.store.store import Store
+
+pytestmark = pytest.mark.parametrize("tier", ["plain"], indirect=True)
+
+PATIENCE_S = 20
+SHIB = "SHIB/USDT"
+BTC = "BTC/USD"
+TRADES = StreamOptions(candles=False, status_s=0.05)
+CANDLES = StreamOptions(trades=False, status_s=0)
+QUICK = RetryPolicy(first_wait_s=0.02, longest_wait_s=0.2)
+LATER_S = 30
+
+
+class Running:
+    """A stream beside the test. events: what it has said."""
+
+    def __init__(self, store: Store, opened: Opener) -> None:
+        self._store = store
+        self._opened = opened
+        self.events: list[StreamEvent] = []
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self, options: StreamOptions, *wanted: tuple[str, str]) -> None:
+        requests = [StreamRequest(exchange, [symbol]) for exchange, symbol in wanted]
+
+        def open_exchange(_config: object, name: str, **more: Any) -> Any:
+            return self._opened(name, **more)
+
+        self._task = asyncio.create_task(
+            stream(
+                self._store, requests, options, self.events.append,
+                open_exchange=open_exchange, policy=QUICK,
+            )
+        )  # fmt: skip
+
+    async def until(self, happened: Callable[[], object]) -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            while not happened():
+                assert self._task is not None
+                if self._task.done():
+                    await self._task
+                await asyncio.sleep(0.01)
+
+    def count(self, event: str) -> int:
+        return sum(one.event == event for one in self.events)
+
+    async def said(self, event: str, times: int = 1) -> None:
+        await self.until(lambda: self.count(event) >= times)
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+            self._task = None
+
+
+@asynccontextmanager
+async def running(store: Store, opened: Opener) -> AsyncIterator[Running]:
+    found = Running(store, opened)
+    try:
+        yield found
+    finally:
+        await found.stop()
+
+
+class Trader:
+    """Trades on one market: REST knows of them at once, the stream if it is told."""
+
+    def __init__(
+        self, server: ExchangeServer, ticks: list[Tick], send: Callable[[Tick], Any]
+    ) -> None:
+        self._server = server
+        self._send = send
+        self._chance = random.Random(5)
+        self.ticks = ticks
+        self.began = len(ticks)
+
+    def trade(self, count: int, *, heard: bool = True) -> None:
+        for _ in range(count):
+            now = self._server.clock.now_ms()
+            tick = Tick(
+                (self.ticks[-1].id or 0) + 1,
+                # Several in one millisecond, and never back in time.
+                max(now, self.ticks[-1].time_ms),
+                Decimal(self._chance.randrange(1, 10**12)).scaleb(-8),
+                Decimal(self._chance.randrange(1, 10**18)).scaleb(-8),
+                self._chance.choice(("buy", "sell")),
+            )
+            self.ticks.append(tick)
+            if heard:
+                self._send(tick)
+
+    @property
+    def made(self) -> list[tuple[object, ...]]:
+        return rows_of(self.ticks[self.began :])
+
+
+def rows_of(ticks: Sequence[Tick]) -> list[tuple[object, ...]]:
+    return [(from_ms(t.time_ms), str(t.id), t.side, t.price, t.amount) for t in ticks]
+
+
+async def stored(store: Store, market: Market, since: datetime) -> list[tuple[object, ...]]:
+    table = await store.trades.read(market, since)
+    names = ("time", "trade_id", "side", "price", "amount")
+    rows = zip(*(table.column(name).to_pylist() for name in names), strict=True)
+    return sorted(rows, key=lambda row: (row[0], int(row[1])))
+
+
+async def whole(store: Store, market: Market) -> list[tuple[datetime, datetime]]:
+    """What is stated to be complete, neighbours joined."""
+    found: list[tuple[datetime, datetime]] = []
+    for one in await store.trades.coverage(market):
+        assert one.status == "complete", one
+        if found and found[-1][1] == one.since:
+            found[-1] = (found[-1][0], one.until)
+        else:
+            found.append((one.since, one.until))
+    return found
+
+
+def shib(server: ExchangeServer) -> Trader:
+    ticks = server.binance.aggregates["SHIBUSDT"].tape.ticks
+    return Trader(server, ticks, lambda tick: server.send_agg_trade("SHIBUSDT", tick))
+
+
+async def check(store: Store, market: Market, trader: Trader) -> None:
+    """Everything is stored as it was made, and one stretch from the beginning on is whole."""
+    began = from_ms(trader.ticks[trader.began].time_ms)
+    assert await stored(store, market, began) == trader.made
+    ((since, until),) = await whole(store, market)
+    assert since <= began
+    assert until >= from_ms(trader.ticks[-1].time_ms)
+
+
+async def listening(run: Running, server: ExchangeServer) -> None:
+    await run.until(lambda: "shibusdt@aggTrade" in server.streams.subscribed)
+
+
+async def test_trades_of_a_connection_that_is_cut_again_and_again(
+    store: Store, server: ExchangeServer, opened: Opener
+) -> None:
+    server.clock.set(NOW_MS, speed=LATER_S)
+    trader = shib(server)
+    async with running(store, opened) as run:
+        run.start(TRADES, ("binance", SHIB))
+        await listening(run, server)
+        trader.trade(40)
+        # Cut while REST may not have caught up yet.
+        for number in range(3):
+            server.streams.refuse_next = number
+            server.cut_streams()
+            trader.trade(15, heard=False)
+            await run.said("connected", number + 2)
+            await listening(run, server)
+            trader.trade(20)
+        # An id that the stream leaves out.
+        trader.trade(1, heard=False)
+        trader.trade(20)
+        market = await store.markets.get("binance", SHIB)
+        await eventually(run, store, market, trader)
+        assert run.count("reconnecting") >= 3
+        # Several of them may be one gap, if REST had not caught up in between.
+        assert run.count("gap") >= 1
+    await check(store, market, trader)
+    assert run.events[-1].event == "stopped"
+    assert run.events[-1].fields == {"unwritten": 0}
+
+
+async def eventually(run: Running, store: Store, market: Market, trader: Trader) -> None:
+    """Wait until the newest trade is stored, and no market waits for REST any more."""
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            last = await store.trades.latest(market)
+            if last.column("trade_id").to_pylist() == [str(trader.ticks[-1].id)]:
+                break
+            await asyncio.sleep(0.02)
+    seen = run.count("status")
+    await run.until(
+        lambda: any(
+            event.fields["behind"] == 0
+            for event in [one for one in run.events if one.event == "status"][seen + 1 :]
+        )
+    )
+
+
+async def test_what_was_missed_while_nobody_ran_is_asked_for(
+    store: Store, server: ExchangeServer, opened: Opener
+) -> None:
+    server.clock.set(NOW_MS, speed=LATER_S)
+    trader = shib(server)
+    market = await store.markets.ensure("binance", SHIB)
+    for number in range(2):
+        async with running(store, opened) as run:
+            run.start(TRADES, ("binance", SHIB))
+            await listening(run, server)
+            trader.trade(30)
+            await eventually(run, store, market, trader)
+        trader.trade(2_500 if not number else 0, heard=False)
+    await check(store, market, trader)
+
+
+@pytest.mark.parametrize("bound", [100_000, 60], ids=["within the buffer", "beyond the buffer"])
+async def test_a_database_that_restarts(
+    servers: Servers, store: Store, server: ExchangeServer, opened: Opener, bound: int
+) -> None:
+    """Rows are buffered; beyond the bound nothing is read, and REST is asked afterwards."""
+    server.clock.set(NOW_MS, speed=LATER_S)
+    trader = shib(server)
+    market = await store.markets.ensure("binance", SHIB)
+    database = servers.server("plain")
+    assert isinstance(database, EmbeddedServer)
+    async with running(store, opened) as run:
+        run.start(StreamOptions(candles=False, status_s=0.05, buffer_rows=bound), ("binance", SHIB))
+        await listening(run, server)
+        trader.trade(30)
+        await eventually(run, store, market, trader)
+        await asyncio.to_thread(database.stop)
+        try:
+            trader.trade(40)
+            await run.said("database_lost")
+            trader.trade(100)
+            if bound < 100:
+                await run.said("buffer_full")
+                await run.until(lambda: not server.streams.sessions)
+                trader.trade(50, heard=False)
+        finally:
+            await asyncio.to_thread(database.start)
+        await run.said("database_back")
+        await listening(run, server)
+        trader.trade(30)
+        await eventually(run, store, market, trader)
+        assert run.count("buffer_full") == run.count("buffer_free") == (1 if bound < 100 else 0)
+    await check(store, market, trader)
+
+
+async def test_candles_of_a_stream_that_leaves_things_out(
+    store: Store, server: ExchangeServer, opened: Opener
+) -> None:
+    """Cut connections, candles that never came, one that changed after its close, and minutes in
+    which nobody traded."""
+    series = server.binance.listings["SHIBUSDT"].series
+    opens = NOW_MS - NOW_MS % MINUTE_MS
+    bars = {bar.open_ms: bar for bar in series.bars}
+    for missing in (4, 5, 9):
+        series.bars.remove(bars.pop(opens + missing * MINUTE_MS))
+    revised = bars[opens + 2 * MINUTE_MS]
+    early = revised._replace(volume=revised.volume / 2)
+    series.revise(revised.open_ms, revised.open_ms + MINUTE_MS + 8_000, early)
+    market = await store.markets.ensure("binance", SHIB)
+
+    def show(minute: int, bar: Bar) -> None:
+        closes = opens + (minute + 1) * MINUTE_MS
+        server.clock.set(closes - 10)
+        server.send_candle("SHIBUSDT", "1m", bar._replace(close=bar.open), closed=False)
+        server.clock.set(closes + 10)
+        server.send_candle("SHIBUSDT", "1m", bar, closed=True)
+
+    async with running(store, opened) as run:
+        run.start(CANDLES, ("binance", SHIB))
+        await run.until(lambda: "shibusdt@kline_1m" in server.streams.subscribed)
+        await run.said("refilled")
+        for minute in range(14):
+            at = opens + minute * MINUTE_MS
+            bar = bars.get(at)
+            if minute == 11:
+                server.cut_streams()
+                await run.said("reconnecting")
+                await run.said("connected", 2)
+                await run.until(lambda: "shibusdt@kline_1m" in server.streams.subscribed)
+            # 6 and 11 never come.
+            if bar is not None and minute not in (6, 11):
+                show(minute, early if bar == revised else bar)
+                await visible(store, market, at)
+            server.clock.set(at + MINUTE_MS + 12_000)
+            await asyncio.sleep(0.3)
+        # So young that REST has to be older before what is missing counts as empty.
+        await run.until(lambda: run.count("revised") >= 1)
+        await asyncio.sleep(0.3)
+    until = from_ms(opens + 14 * MINUTE_MS)
+    since = from_ms(opens)
+    table = await store.candles.read(market, "1m", since, until)
+    found = [
+        (row[0], *row[1:6]) for row in zip(*(c.to_pylist() for c in table.columns), strict=True)
+    ]
+    assert found == [
+        (from_ms(bar.open_ms), *bar[1:])
+        for at, bar in sorted(bars.items())
+        if opens <= at < opens + 14 * MINUTE_MS
+    ]
+    minutes = [
+        (number, one.status)
+        for one in await store.candles.coverage(market, "1m", since, until)
+        for number in range(
+            (to_ms(one.since) - opens) // MINUTE_MS, (to_ms(one.until) - opens) // MINUTE_MS
+        )
+    ]
+    assert minutes == [
+        (number, "empty" if number in (4, 5, 9) else "complete") for number in range(14)
+    ]
+
+
+async def visible(store: Store, market: Market, at: int) -> None:
+    """The candle is there, a second at most after it came."""
+    async with asyncio.timeout(1.0 + 2.0):
+        while True:
+            if (await store.candles.read(market, "1m", from_ms(at))).num_rows:
+                return
+            await asyncio.sleep(0.02)
+
+
+async def test_two_exchanges_at_once_and_every_digit(
+    store: Store, server: ExchangeServer, opened: Opener
+) -> None:
+    """Bitfinex sends JSON numbers, with more digits than a double has."""
+    server.clock.set(NOW_MS, speed=LATER_S)
+    listing = server.bitfinex.listings["tBTCUSD"]
+    bitfinex = Trader(
+        server, listing.tape.ticks,
+        lambda tick: server.run(server.bitfinex_streams.send_trade("tBTCUSD", tick)),
+    )  # fmt: skip
+    binance = shib(server)
+    options = StreamOptions(status_s=0.1)
+    async with running(store, opened) as run:
+        run.start(options, ("binance", SHIB), ("bitfinex", BTC))
+        await listening(run, server)
+        await run.until(lambda: "trades:tBTCUSD" in server.bitfinex_streams.subscribed)
+        await run.until(lambda: "candles:trade:1m:tBTCUSD" in server.bitfinex_streams.subscribed)
+        binance.trade(20)
+        bitfinex.trade(20)
+        server.cut_streams()
+        bitfinex.trade(20, heard=False)
+        await run.said("connected", 8)
+        await run.until(lambda: "trades:tBTCUSD" in server.bitfinex_streams.subscribed)
+        bitfinex.trade(20)
+        market = await store.markets.get("bitfinex", BTC)
+        await eventually(run, store, market, bitfinex)
+        await run.said("status", 2)
+        # Trades without consecutive ids are whole a second later.
+        await asyncio.sleep(0.1)
+        bitfinex.trade(1)
+        await eventually(run, store, market, bitfinex)
+    began = from_ms(bitfinex.ticks[bitfinex.began].time_ms)
+    assert await stored(store, market, began) == bitfinex.made
+    since, until = (await whole(store, market))[-1]
+    assert since <= began
+    assert until >= from_ms(bitfinex.ticks[-1].time_ms) - timedelta(seconds=1)
+    candles = await store.candles.read(market, "1m")
+    truth = {from_ms(bar.open_ms): bar[1:] for bar in listing.series.bars}
+    assert candles.num_rows >= 9
+    for time, *values in zip(*(c.to_pylist() for c in candles.columns[:6]), strict=True):
+        assert tuple(values) == truth[time]
+    status = next(event for event in run.events if event.event == "status")
+    assert status.fields["connections"] == 4
+
+
+async def test_what_cannot_be_streamed_is_said_at_once(store: Store, opened: Opener) -> None:
+    async def fails(options: StreamOptions, *wanted: tuple[str, str]) -> None:
+        async with running(store, opened) as run:
+            run.start(options, *wanted)
+            await run.until(lambda: False)
+
+    with pytest.raises(BadSymbol, match="SHIB/USDT"):
+        await fails(TRADES, ("binance", "SHIB/USTD"))
+    with pytest.raises(InvalidArgument):
+        await fails(StreamOptions(trades=False, candles=False), ("binance", SHIB))
+    with pytest.raises(NotOffered, match="7d|3m"):
+        await fails(StreamOptions(trades=False, timeframe="3m"), ("bitfinex", BTC))
+    market = await store.markets.ensure("binance", SHIB)
+    tick = {
+        "time": [from_ms(1)],
+        "trade_id": ["1"],
+        "side": ["buy"],
+        "price": ["1"],
+        "amount": ["1"],
+    }
+    import pyarrow as pa
+
+    times = pa.array(tick.pop("time"), pa.timestamp("us", "UTC"))
+    await store.trades.write(market, pa.table({"time": times, **tick}), id_space="raw")
+    with pytest.raises(IdSpaceConflict, match="raw"):
+        await fails(TRADES, ("binance", SHIB))
