@@ -18,6 +18,9 @@ LIMIT: Final = Decimal(10) ** (PRECISION - SCALE)
 # Wide enough that no product of two NUMERIC(38,18) values is ever rounded.
 EXACT: Final = Context(prec=120, traps=[InvalidOperation, Inexact])
 
+_COLUMN: Final = Context(prec=PRECISION, traps=[InvalidOperation, Inexact])
+_LAST_DIGIT: Final = Decimal(1).scaleb(-SCALE)
+
 
 def parse_decimal(text: str | int | Decimal) -> Decimal | None:
     """The Decimal that `text` spells, exactly; None if it spells no number.
@@ -39,6 +42,12 @@ def parse_decimal(text: str | int | Decimal) -> Decimal | None:
 
 def number_fault(value: Decimal) -> str | None:
     """The rule of `kurisu.domain.faults.Rule` that `value` breaks as a NUMERIC(38,18), or None."""
+    try:
+        # One call for nearly every number there is: it fits if this loses nothing.
+        if _COLUMN.quantize(value, _LAST_DIGIT).is_finite():
+            return None
+    except (InvalidOperation, Inexact):
+        pass
     if not value.is_finite():
         return "not_finite"
     # Not abs(), which rounds to the precision of the caller's context.

@@ -211,7 +211,7 @@ def marked_trade_id(core: Core) -> str:
 
 def unmarked_trade_id(execution: Execution) -> str:
     """The exchange's trade id of an execution that may have been read back from its row."""
-    if match := _MARKED.fullmatch(execution.trade_id):
+    if "~" in execution.trade_id and (match := _MARKED.fullmatch(execution.trade_id)):
         core = Core(match["trade_id"], execution.side, execution.price, execution.amount)
         if core.digest == match["digest"]:
             return core.trade_id

@@ -257,7 +257,8 @@ def _compare_executions(
         said = theirs.get(key)
         if said is not None:
             looked_at += 1
-            found += _execution_differences(market, execution, said)
+            if execution != said:
+                found += _execution_differences(market, execution, said)
         elif inside(execution.time):
             extra.setdefault((key[0], key[1].trade_id), []).append(execution)
     for key, said in theirs.items():

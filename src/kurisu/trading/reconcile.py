@@ -14,6 +14,7 @@ from decimal import Decimal
 
 from kurisu.domain.balance import Entry, EntryKind
 from kurisu.domain.execution import Execution
+from kurisu.domain.order import Order
 from kurisu.exchange.private_pages import execution_windows, order_windows
 from kurisu.exchange.private_port import PrivateExchange, ReportedOrder
 from kurisu.ledger.reconcile import (
@@ -52,11 +53,12 @@ class ReconcileReport:
 
 @dataclass(slots=True)
 class _Told:
-    """What the exchange told of one market."""
+    """What the exchange told of one market; and what the ledger had, read after it."""
 
     market: Market
     orders: list[ReportedOrder]
     executions: list[Execution]
+    ledger: list[Order] | None
 
 
 async def reconcile_account(
@@ -88,6 +90,8 @@ async def reconcile_account(
     report.events = await _raise_events(store, account, report.comparison.differences, told)
     if apply and not report.comparison.agrees:
         await _apply(store, account, told, totals, report)
+        for one in told:
+            one.ledger = None
         report.comparison = await _compare(store, account, told, totals, since, until)
     return report
 
@@ -110,17 +114,24 @@ async def _ask(
     async for window in execution_windows(exchange, market.symbol, since, until):
         executions += window.rows
         progress(market.symbol, "trades", window.until)
-    # Orders that the ledger has, and that are older than the stretch or no longer in any list.
-    asked = 0
-    for order in await store.ledger.orders(account, market=market, since=since):
-        found = order.exchange_order_id
-        if found is None or found in orders or order.created_at > until or asked >= MOST_SINGLE:
-            continue
-        asked += 1
-        report = await exchange.fetch_order(market.symbol, exchange_order_id=found)
-        if report is not None:
-            orders[found] = report
-    return _Told(market, list(orders.values()), executions)
+    ledger = await store.ledger.orders(account, market=market)
+    # Orders that the ledger has, and that no list had.
+    unlisted = [
+        order
+        for order in ledger
+        if order.exchange_order_id
+        and order.exchange_order_id not in orders
+        and order.created_at <= until
+        and (since is None or order.created_at >= since)
+    ]
+    for order in unlisted[:MOST_SINGLE]:
+        found = await exchange.fetch_order(market.symbol, exchange_order_id=order.exchange_order_id)
+        if found is not None:
+            orders[order.exchange_order_id or ""] = found
+    # The ledger has to be read after the exchange was.
+    return _Told(
+        market, list(orders.values()), executions, None if unlisted[:MOST_SINGLE] else ledger
+    )
 
 
 async def _compare(
@@ -133,7 +144,9 @@ async def _compare(
 ) -> Comparison:
     found = Comparison()
     for one in told:
-        orders = await store.ledger.orders(account, market=one.market)
+        orders = one.ledger
+        if orders is None:
+            orders = await store.ledger.orders(account, market=one.market)
         executions = await store.ledger.executions(account, market=one.market)
         found = found.join(
             compare_market(
