@@ -220,9 +220,23 @@ async def test_no_trades_of_one_market_and_an_outage_of_all(
             minutes(900, 930, "empty"), minutes(930, 2_500, "complete"),
         ]  # fmt: skip
         assert not report.is_done
+    # Asked for again, with nothing around it, it stays what it is.
+    await backfill(store, opened, ["BTC/USDT", "SHIB/USDT"])
+    assert minutes(*down, "outage") in await known(store, "SHIB/USDT")
     assert await known(store, "BTC/USDT") == [
         minutes(0, 500, "complete"), minutes(*down, "outage"), minutes(560, 2_500, "complete"),
     ]  # fmt: skip
+
+
+async def test_a_minute_that_every_market_misses_is_no_outage(
+    store: Store, server: ExchangeServer, opened: Opener
+) -> None:
+    both = without(BARS, (500, 501), (900, 901))
+    server.binance.listings["SHIBUSDT"].series = Series(both)
+    add_market(server, "BTC", both)
+    report = await backfill(store, opened, ["BTC/USDT", "SHIB/USDT"])
+    assert report.is_done
+    assert {row[2] for row in await known(store, "SHIB/USDT")} == {"complete", "empty"}
 
 
 async def test_a_sleepy_market_is_not_called_down(

@@ -25,8 +25,10 @@ Span: TypeAlias = tuple[datetime, datetime]
 
 #: Markets that are asked about a hole, at most.
 WITNESSES: Final = 3
-#: How many such holes of so many bars there may be by chance before one of them means something.
+#: How many such holes there may be by chance in JUDGED_BARS bars, two years of minutes, before one
+#: of them means something. A single minute never does: that all markets miss it happens.
 BY_CHANCE: Final = 0.01
+JUDGED_BARS: Final = 1_000_000
 #: Bars around a hole in which a witness must have traded.
 AROUND_BARS: Final = 500
 #: Longer holes are not judged: no exchange was down for so long, and asking would cost as much as
@@ -82,9 +84,11 @@ class Witnesses:
         found: list[Span] = []
         for hole in page.holes:
             length = self._bars(*hole)
-            share = (without - length) / max(1, bars - length)
-            before = traded_before or hole[0] > page.since
-            if before and length <= LONGEST_BARS and not _is_chance(bars, share, length):
+            if length > LONGEST_BARS or not (traded_before or hole[0] > page.since):
+                continue
+            # A page that is little but the hole says nothing about how often the market trades.
+            share = _share(without - length, bars - length) if bars >= 2 * length else 1.0
+            if length > 1 and (share == 1.0 or not _is_chance(share, length)):
                 found += await self._judge(symbol, hole, share)
         return found
 
@@ -103,8 +107,8 @@ class Witnesses:
             outside = sum(self._bars(*one) for one in said.missing) - sum(
                 self._bars(*one) for one in common([hole], said.missing)
             )
-            share *= max(0, outside) / max(1, bars)
-            missing = [m for m in missing if not _is_chance(bars, share, self._bars(*m))]
+            share *= _share(outside, bars)
+            missing = [m for m in missing if not _is_chance(share, self._bars(*m))]
             if not missing:
                 return []
         return missing if heard else []
@@ -197,10 +201,16 @@ def _rank(listing: MarketListing) -> tuple[int, int, str]:
     )
 
 
-def _is_chance(bars: int, share: float, length: int) -> bool:
-    """Whether `length` bars in a row without candles mean nothing where `share` of `bars` have
+def _share(without: int, bars: int) -> float:
+    """The share of bars without candles, of which `without` of `bars` were seen. Never 0: that
+    none was seen does not mean that there is none."""
+    return (max(0, without) + 1) / (max(0, bars) + 1)
+
+
+def _is_chance(share: float, length: int) -> bool:
+    """Whether `length` bars in a row without candles mean nothing where `share` of all have
     none."""
-    return bars * share**length >= BY_CHANCE
+    return length < 2 or JUDGED_BARS * share**length >= BY_CHANCE
 
 
 def _uncovered(since: datetime, until: datetime, spans: Iterable[Span]) -> bool:
