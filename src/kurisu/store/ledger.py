@@ -32,7 +32,15 @@ from kurisu.ledger.tally import Verdict
 from kurisu.store import ledger_conditions, ledger_entries, ledger_read, ledger_state
 from kurisu.store.accounts import Account
 from kurisu.store.connect import driver, target, transaction, translated
-from kurisu.store.ledger_fast import Batch, Tallies, entries_of, entry_of, judged, order_now
+from kurisu.store.ledger_fast import (
+    Batch,
+    Tallies,
+    entries_of,
+    entry_of,
+    judged,
+    order_now,
+    write_one,
+)
 from kurisu.store.ledger_intake import Message, Raw, Scope, Taken, load, take_in
 from kurisu.store.ledger_read import Filter
 from kurisu.store.ledger_state import OWNERS, after, one_view
@@ -75,10 +83,11 @@ class Ledger:
         # One writer at a time: what a tally counted is in the database before the next looks.
         self._lock = asyncio.Lock()
         self._connection: AsyncConnection | None = None
+        self._raw: Raw | None = None
 
     async def close(self) -> None:
         """Give back the connection that is kept for fills."""
-        connection, self._connection = self._connection, None
+        connection, self._connection, self._raw = self._connection, None, None
         if connection is not None:
             await connection.close()
 
@@ -112,11 +121,11 @@ class Ledger:
         not ours and the message waits. Risk events are stored with it.
         """
         scope = await self._scope_of(account, message.symbol, market, run_id)
+        if isinstance(message, Execution):
+            outcome = await self._apply_plain(scope, message)
+            if outcome is not None:
+                return outcome
         async with self._session() as raw:
-            if isinstance(message, Execution):
-                outcome = await self._apply_plain(raw, scope, message)
-                if outcome is not None:
-                    return outcome
             return (await self._take_in(raw, scope, [message])).outcomes[0]
 
     async def apply_many(
@@ -500,18 +509,24 @@ class Ledger:
                         yield await driver(connection)
                     return
                 if self._connection is None:
-                    self._connection = await database.connect()
+                    connection = await database.connect()
+                    self._raw = await driver(connection)
+                    self._connection = connection
                 try:
-                    yield await driver(self._connection)
+                    yield self._raw
                 except LedgerRuleBroken:
                     raise
                 except BaseException:
-                    # Whatever it was, the next call begins with a connection that is fine.
-                    broken, self._connection = self._connection, None
-                    self._tallies.clear()
-                    await broken.invalidate()
-                    await broken.close()
+                    await self._discard()
                     raise
+
+    async def _discard(self) -> None:
+        """Whatever it was, the next call begins with a connection that is fine."""
+        broken, self._connection, self._raw = self._connection, None, None
+        self._tallies.clear()
+        if broken is not None:
+            await broken.invalidate()
+            await broken.close()
 
     async def _take_in(self, raw: Raw, scope: Scope, messages: Sequence[Message]) -> Taken:
         """The long way, and what it leads to for the short one."""
@@ -524,33 +539,36 @@ class Ledger:
                 self._tallies.drop(scope, record.exchange_order_id)
         return taken
 
-    async def _apply_plain(self, raw: Raw, scope: Scope, execution: Execution) -> Outcome | None:
+    async def _apply_plain(self, scope: Scope, execution: Execution) -> Outcome | None:
         """The short way for one fill; None if it is not plain, or the tally is not right."""
-        entry = self._tallies.get(scope, execution.exchange_order_id)
-        if entry is None:
-            return None
-        verdict = entry.tally.judge(execution)
-        if verdict is Verdict.OTHER:
-            return None
-        before = order_now(entry)
-        if verdict is Verdict.KNOWN:
-            flags = frozenset({Flag.NOTHING_NEW})
-            return Outcome(before, before, conditions=entry.tally.conditions, flags=flags)
-        batch = Batch()
-        batch.add(entry, execution, scope.terms.settle_asset)
-        if not await batch.write(raw, scope):
-            self._tallies.drop(scope, execution.exchange_order_id)
-            return None
-        self._tallies.grown(1)
+        async with self._lock:
+            entry = self._tallies.get(scope, execution.exchange_order_id)
+            if entry is None or self._raw is None:
+                return None
+            tally = entry.tally
+            verdict = tally.judge(execution)
+            if verdict is Verdict.OTHER:
+                return None
+            before = order_now(entry)
+            if verdict is Verdict.KNOWN:
+                flags = frozenset({Flag.NOTHING_NEW})
+                return Outcome(before, before, conditions=tally.conditions, flags=flags)
+            try:
+                is_written = await write_one(self._raw, entry, execution, scope.terms.settle_asset)
+            except BaseException:
+                await self._discard()
+                with translated(target(self._store.database)):
+                    raise
+            if not is_written:
+                self._tallies.drop(scope, execution.exchange_order_id)
+                return None
+            self._tallies.grown(1)
         order = order_now(entry)
         row = replace(
             execution, cost=subtract(order.cost, before.cost), symbol=scope.terms.name.symbol
         )
-        is_late = before.status.is_terminal
-        return Outcome(
-            before, order, inserted=(row,), conditions=entry.tally.conditions,
-            flags=frozenset({Flag.AFTER_END} if is_late else ()),
-        )  # fmt: skip
+        flags = frozenset({Flag.AFTER_END} if before.status.is_terminal else ())
+        return Outcome(before, order, inserted=(row,), conditions=tally.conditions, flags=flags)
 
     async def _apply_part(
         self, raw: Raw, scope: Scope, messages: Sequence[OrderUpdate | Execution], applied: Applied

@@ -64,6 +64,29 @@ SELECT (SELECT count(*) FROM inserted) AS inserted,
        CASE WHEN (SELECT is_fit FROM fit) THEN pg_current_xact_id()::xid END AS version
 """
 
+# The same for one execution, with a plan as small as it gets. Parameters: order id and version, and
+# the columns. Returns the order's new version, or nothing if it was not inserted.
+INSERT_ONE: Final = """
+INSERT INTO executions (order_id, account_id, market_id, exchange_order_id, side, trade_id, price,
+                        amount, cost, fee, fee_currency, other_fees, time, taker_or_maker)
+SELECT o.id, o.account_id, o.market_id, o.exchange_order_id, o.side, $3::text, $4::text::numeric,
+       $5::text::numeric, $6::text::numeric, $7::text::numeric, $8, $9::jsonb, $10, $11
+  FROM orders o
+ WHERE o.id = $1 AND o.xmin = $2
+   AND (o.account_id IS NULL OR NOT EXISTS (
+        SELECT 1 FROM executions e
+         WHERE e.account_id = o.account_id AND e.market_id = o.market_id AND e.trade_id = $3::text))
+   FOR NO KEY UPDATE OF o
+RETURNING pg_current_xact_id()::xid
+"""
+
+#: Somebody else was faster; the long way looks at what is there now.
+_OUTRUN: Final = (
+    asyncpg.UniqueViolationError,
+    asyncpg.SerializationError,
+    asyncpg.DeadlockDetectedError,
+)
+
 
 @dataclass(slots=True)
 class Entry:
@@ -215,17 +238,32 @@ class Batch:
                 self.amounts, self.costs, self.fees, self.currencies, self.others, self.times,
                 self.roles,
             )  # fmt: skip
-        except (
-            asyncpg.UniqueViolationError,
-            asyncpg.SerializationError,
-            asyncpg.DeadlockDetectedError,
-        ):
+        except _OUTRUN:
             return False
         if row["version"] is None:
             return False
         for entry in entries:
             entry.version = row["version"]
         return True
+
+
+async def write_one(raw: Raw, entry: Entry, execution: Execution, settle_asset: str) -> bool:
+    """Count and insert one plain fill; False if it was not inserted, and the tally is not right."""
+    cost = entry.tally.count(execution)
+    fee, currency, others = fee_columns(execution.fees, settle_asset)
+    try:
+        version = await raw.fetchval(
+            INSERT_ONE, entry.order_id, entry.version, execution.trade_id, str(execution.price),
+            str(execution.amount), str(cost), None if fee is None else str(fee), currency,
+            None if others is None else json.dumps(others), execution.time,
+            execution.taker_or_maker,
+        )  # fmt: skip
+    except _OUTRUN:
+        return False
+    if version is None:
+        return False
+    entry.version = version
+    return True
 
 
 def judged(entry: Entry, executions: Sequence[Execution], batch: Batch, asset: str) -> int | None:
