@@ -21,6 +21,9 @@ from kurisu.cli.output import iso, safe, table
 from kurisu.errors import InvalidArgument
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
+    from kurisu.domain.timeframe import Timeframe
     from kurisu.exchange.ccxt_adapter import CcxtExchange
     from kurisu.ingest.backfill import BackfillReport, MarketBackfill, Watch
     from kurisu.store.markets import Market
@@ -69,6 +72,10 @@ async def backfill(
         str, typer.Option(metavar="TYPE", help="With --all-active: spot, swap, future, option.")
     ] = "spot",
     allow_expiring: AllowExpiring = False,
+    queue: Annotated[
+        bool,
+        typer.Option("--queue", help="Put the work into the database for `kurisu worker` to do."),
+    ] = False,
 ) -> int:
     """Fetch the candles of a range that are not stored yet.
 
@@ -93,6 +100,8 @@ async def backfill(
     async with session.open() as store, open_configured(store.config, exchange) as opened:
         with session.working(f"asking {exchange} for its markets"):
             markets = await _chosen(store, opened, symbols, quote, type)
+        if queue:
+            return await _queue(session, store, opened, markets, frame, first, end, allow_expiring)
         with bars(session, "candles") as watch:
             report = await run_backfill(
                 store, opened, markets, frame, first, end,
@@ -100,6 +109,30 @@ async def backfill(
             )  # fmt: skip
     session.result(as_dict(report), lambda: as_text(report))
     return 0 if report.is_done else 1
+
+
+async def _queue(
+    session: Session,
+    store: Store,
+    exchange: CcxtExchange,
+    markets: Sequence[Market],
+    frame: Timeframe,
+    since: datetime | None,
+    until: datetime | None,
+    allow_expiring: bool,
+) -> int:
+    from kurisu.ingest.worker import queue_backfill
+
+    with session.working("cutting it into pieces"):
+        done = await queue_backfill(
+            store, exchange, markets, frame, since, until, allow_expiring=allow_expiring
+        )
+    waiting = done.pieces - done.new
+    text = f"{done.new:,} pieces put into the queue"
+    text += f", {waiting:,} were there already" if waiting else ""
+    text += "; `kurisu worker` does them" if done.pieces else ": nothing is missing"
+    session.result(done, text)
+    return 0
 
 
 async def _chosen(

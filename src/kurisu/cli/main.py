@@ -28,6 +28,7 @@ from kurisu.cli import (
     server,
     streaming,
     trades,
+    worker,
 )
 from kurisu.cli.command import (
     DatabaseOption,
@@ -68,6 +69,7 @@ ledger_sync.add_to(ledger.app)
 candles_backfill.add_to(candles.app)
 candles_repair.add_to(candles.app)
 streaming.add_to(app)
+worker.add_to(app)
 demo.add_to(app)
 
 

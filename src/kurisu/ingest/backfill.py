@@ -20,7 +20,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from difflib import get_close_matches
 from typing import Final, Protocol
@@ -216,6 +216,35 @@ class Backfill:
         anything is fetched, DatabaseError. Cancelled, it stores what has arrived, and ends.
         """
         started = time.perf_counter()
+        report, plans, now = await self._prepare(markets, since, until)
+        self._waiting.extend(plans)
+        try:
+            await self._fetch_all(plans)
+        finally:
+            touched = [span for plan in plans for span in plan.writer.touched]
+            if touched:
+                await self._store.candles.settle(touched)
+        for plan in plans:
+            await self._conclude(plan, self._frame.open_time(now - EMPTY_AGE))
+        report.notes = list(dict.fromkeys(note for one in report.markets for note in one.notes))
+        report.seconds = time.perf_counter() - started
+        return report
+
+    async def pieces(
+        self, markets: Sequence[Market], since: datetime | None, until: datetime | None
+    ) -> list[tuple[Market, datetime, datetime]]:
+        """What `run` would fetch, in pieces, without fetching it; raises what `run` does."""
+        _, plans, _ = await self._prepare(markets, since, until)
+        return [
+            (plan.market, piece.since, piece.until)
+            for plan in plans
+            async for piece in self._pieces(plan)
+        ]
+
+    async def _prepare(
+        self, markets: Sequence[Market], since: datetime | None, until: datetime | None
+    ) -> tuple[BackfillReport, list[_Plan], datetime]:
+        """What is to be done, and the exchange's time."""
         frame, exchange = self._frame, self._exchange
         if frame.name not in exchange.timeframes:
             offered = ", ".join(name for name in TIMEFRAMES if name in exchange.timeframes)
@@ -238,24 +267,12 @@ class Backfill:
             )
             plan = _Plan(market, one, writer)
             if market.symbol not in listed:
-                plan.stopped = BadSymbol(
-                    exchange.name, f"it does not list {market.symbol} any more"
-                )
+                reason = f"it does not list {market.symbol} any more"
+                plan.stopped = BadSymbol(exchange.name, reason)
             plans.append(plan)
         if report.markets:
             await self._refuse_expiring(report.markets)
-        self._waiting.extend(plans)
-        try:
-            await self._fetch_all(plans)
-        finally:
-            touched = [span for plan in plans for span in plan.writer.touched]
-            if touched:
-                await self._store.candles.settle(touched)
-        for plan in plans:
-            await self._conclude(plan, frame.open_time(now - EMPTY_AGE))
-        report.notes = list(dict.fromkeys(note for one in report.markets for note in one.notes))
-        report.seconds = time.perf_counter() - started
-        return report
+        return report, plans, now
 
     async def _first_known(self, market: Market, end: datetime) -> datetime:
         first = await self._store.candles.first_known(market, self._frame)
@@ -461,7 +478,8 @@ class Backfill:
     def _fail(self, plan: _Plan, since: datetime, until: datetime, error: ExchangeError) -> None:
         """State that a stretch was asked for in vain."""
         status = "outage" if isinstance(error, InMaintenance) else "failed"
-        plan.report.problems.append(Problem(since, until, status, error.reason))
+        passes = isinstance(error, ExchangeUnavailable)
+        plan.report.problems.append(Problem(since, until, status, error.reason, passes))
         known = [Stretch(since, until, status, SOURCE)]
         plan.writer.put_nowait(Fetched(since, until, candle_table([]), known, None))
 
@@ -502,7 +520,7 @@ def _merged(problems: Sequence[Problem]) -> list[Problem]:
         last = merged[-1] if merged else None
         same = last is not None and (last.status, last.reason) == (one.status, one.reason)
         if last is not None and same and last.until >= one.since:
-            merged[-1] = Problem(last.since, max(last.until, one.until), one.status, one.reason)
+            merged[-1] = replace(last, until=max(last.until, one.until))
         else:
             merged.append(one)
     return merged

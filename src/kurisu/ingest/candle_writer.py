@@ -36,12 +36,13 @@ LONGEST_PAUSE_S: Final = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A stretch that could not be fetched, and why."""
+    """A stretch that could not be fetched, and why. passes: asking again later may help."""
 
     since: datetime
     until: datetime
     status: str
     reason: str
+    passes: bool = False
 
 
 @dataclass(frozen=True, slots=True)

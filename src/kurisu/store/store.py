@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from kurisu.config import Config
 from kurisu.errors import ConfigError, InvalidArgument
-from kurisu.store import layout, migrate, policies
+from kurisu.store import layout, migrate, policies, queue
 from kurisu.store.accounts import Accounts
 from kurisu.store.candles import Candles
 from kurisu.store.connect import make_engine, transaction
@@ -18,6 +18,7 @@ from kurisu.store.database import Database
 from kurisu.store.engine import Engine, detect
 from kurisu.store.ledger import Ledger
 from kurisu.store.markets import Markets
+from kurisu.store.queue import Queue
 from kurisu.store.trades import Trades
 
 
@@ -60,6 +61,10 @@ class Store:
     @property
     def candles(self) -> Candles:
         return Candles(self)
+
+    @property
+    def queue(self) -> Queue:
+        return Queue(self)
 
     @property
     def trades(self) -> Trades:
@@ -140,6 +145,6 @@ async def upgrade(url: str, config: Config | None = None) -> list[str]:
             done.append(f"migrated from {before or 'an empty database'} to revision {after}")
         done += await layout.converge(database, engine)
         done += await converge_policies(database, engine, config or Config())
-        return done
+        return done + await queue.set_up(database)
     finally:
         await database.dispose()
