@@ -209,6 +209,7 @@ class Loaded:
 
     orders, records: by orders.id. versions: xmin of the order's row. waiting: rows of
     waiting_orders. executions: rows, by their order's row id ("o", 1) or exchange's id ("x", "A").
+    unheld: ids of orders that were loaded for their trade ids alone, and not locked.
     """
 
     orders: dict[int, Order] = field(default_factory=dict)
@@ -217,6 +218,7 @@ class Loaded:
     waiting: list[Mapping[str, Any]] = field(default_factory=list)
     waiting_records: list[OrderRecord] = field(default_factory=list)
     executions: dict[tuple[str, object], list[ExecutionRow]] = field(default_factory=dict)
+    unheld: set[int] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -271,8 +273,10 @@ async def _take_in(raw: Raw, scope: Scope, messages: Sequence[Message]) -> Taken
     ids = {record.placed.name: order_id for order_id, record in records.items() if record.placed}
     outcomes = [_with_id(outcome, ids) for outcome in outcomes]
     events = await store_events(raw, scope, [_events_of(outcome) for outcome in outcomes])
-    rows = await raw.fetch(VERSIONS, list(records)) if records else ()
-    return Taken(outcomes, events, records, {row["id"]: row["version"] for row in rows})
+    # Not those that were only looked at: nobody keeps them from changing meanwhile.
+    held = {number: record for number, record in records.items() if number not in loaded.unheld}
+    rows = await raw.fetch(VERSIONS, list(held)) if held else ()
+    return Taken(outcomes, events, held, {row["id"]: row["version"] for row in rows})
 
 
 def _ids_of(messages: Iterable[Message]) -> tuple[list[str], list[str], list[str]]:
@@ -329,16 +333,21 @@ async def load(
             WAITING_ORDERS, scope.market_id, scope.account_id, clients, exchanges
         )
         wanted |= {row["exchange_order_id"] for row in loaded.waiting} - {None}
-        if trades:
-            known = [row["id"] for row in rows]
-            rows += await raw.fetch(
-                ORDERS_BY_TRADES, scope.market_id, scope.account_id, trades, known
-            )
+        found_trades = set(trades)
         for row in await raw.fetch(
             EXECUTIONS_WAITING, scope.market_id, scope.account_id, sorted(wanted)
         ):
             found = execution_row(row, scope.terms)
             loaded.executions.setdefault(("x", row["exchange_order_id"]), []).append(found)
+            # It may join now, and share its trade id with an execution of another order.
+            found_trades.add(found.known.core.trade_id)
+        if found_trades:
+            known = [row["id"] for row in rows]
+            others = await raw.fetch(
+                ORDERS_BY_TRADES, scope.market_id, scope.account_id, sorted(found_trades), known
+            )
+            loaded.unheld = {row["id"] for row in others}
+            rows += others
     if rows:
         ids = [row["id"] for row in rows]
         for row in await raw.fetch(EXECUTIONS_OF_ORDERS, ids):
