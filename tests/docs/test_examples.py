@@ -20,6 +20,7 @@ import typer
 
 from kurisu import config
 from kurisu.cli.main import app
+from kurisu.exchange.settings import ExchangeSettings
 from kurisu.server import Cluster
 from kurisu.store import policies
 
@@ -139,14 +140,19 @@ def test_targets_of_make_that_a_page_names_exist() -> None:
 def test_the_example_of_kurisu_toml_is_taken(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (text,) = blocks(page, "toml")
+    text = "\n".join(blocks(page, "toml"))
     (tmp_path / config.FILE_NAME).write_text(text, encoding="utf-8")
     monkeypatch.delenv("KURISU_CONFIG", raising=False)
     monkeypatch.chdir(tmp_path)
 
     found = config.load(tmp_path)
 
-    assert {"retention": found.retention, "compression": found.compression} == tomllib.loads(text)
+    assert {
+        "retention": found.retention, "compression": found.compression,
+        "exchanges": found.exchanges,
+    } == tomllib.loads(text)  # fmt: skip
+    for name, section in found.exchanges.items():
+        assert ExchangeSettings.from_section(name, section).env
     for duration in (*found.retention.values(), *found.compression.values()):
         assert policies.parse_duration(duration) is not None
 

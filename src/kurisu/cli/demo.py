@@ -9,8 +9,14 @@ from kurisu.cli.command import Session, command
 MARKET = "binance:PEPE/USDT"
 
 NEXT = """\
-That was one day. What to do now:
-  kurisu candles import FILE --market binance:BTC/USDT    your own files of candles
+That was one day. What to do now, with a live exchange:
+  kurisu markets sync binance                             its markets and their rules
+  kurisu candles backfill binance BTC/USDT --since 2026-01-01
+                                                          history; goes on where it was stopped
+  kurisu stream binance BTC/USDT ETH/USDT                 live, and what was missed meanwhile
+  kurisu candles gaps --market binance:BTC/USDT           what is missing, and why
+With your own files, and further on:
+  kurisu candles import FILE --market binance:BTC/USDT
   kurisu candles show --market {market} --timeframe 15m --chart
   kurisu candles export --market {market} --timeframe 1h --output pepe.parquet
   export KURISU_DATABASE_URL=postgresql://user:password@host/database, then kurisu db upgrade
@@ -19,13 +25,6 @@ In Python:
   async with kurisu.open() as store:
       market = await store.markets.get("binance", "PEPE/USDT")
       frame = (await store.candles.read(market, "1h")).to_polars()
-From a live exchange, to the last digit (pip install ccxt):
-      exchange = ccxt.binance({{"number": str}})
-      market = await store.markets.ensure("binance", "BTC/USDT")
-      await store.candles.write(market, "1m", [
-          kurisu.Candle(datetime.fromtimestamp(row[0] / 1000, UTC), *map(Decimal, row[1:6]))
-          for row in exchange.fetch_ohlcv("BTC/USDT", "1m")])
-  The candle that is still open is listed as not closed, not stored.
 """
 
 
