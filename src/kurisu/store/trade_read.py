@@ -18,6 +18,8 @@ from kurisu.store.copy_binary import ColumnKind, copy_to_arrow
 #: Trades of one table of `tables`, more or less.
 TABLE_ROWS: Final = 200_000
 _MS: Final = timedelta(milliseconds=1)
+#: Trades that `numbered` looks at.
+NEAR_ROWS: Final = 2_000
 
 KINDS: Final = (
     ("time", ColumnKind.TIMESTAMPTZ),
@@ -62,6 +64,29 @@ SELECT now() - drop_after FROM retention_policies WHERE relation = 'trades'
 
 # What the ids of a market's trades are. Parameters: market_id.
 ID_SPACE: Final = "SELECT trade_id_space FROM markets WHERE id = :market_id"
+
+
+# The trades next to a time, with their ids. Parameters: market_id, time.
+NEXT_TO: Final = {
+    "before": f"""
+SELECT time, trade_id FROM trades
+ WHERE market_id = :market_id AND time <= CAST(:time AS timestamptz)
+ ORDER BY time DESC LIMIT {NEAR_ROWS}
+""",
+    "behind": f"""
+SELECT time, trade_id FROM trades
+ WHERE market_id = :market_id AND time >= CAST(:time AS timestamptz)
+ ORDER BY time LIMIT {NEAR_ROWS}
+""",
+}
+
+
+async def numbered(
+    connection: AsyncConnection, market_id: int, at: datetime, where: str
+) -> dict[int, datetime]:
+    """Times of the stored trades next to `at` (included), "before" or "behind", by their number."""
+    rows = await connection.execute(text(NEXT_TO[where]), {"market_id": market_id, "time": at})
+    return {int(row.trade_id): row.time for row in rows if row.trade_id.isdecimal()}
 
 
 async def read(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from kurisu.store.candle_rows import from_us, to_us
 from kurisu.store.candles import aware
 from kurisu.store.connect import transaction
 from kurisu.store.coverage import without
+from kurisu.store.exact_rows import Times
 from kurisu.store.markets import Market
 from kurisu.store.trade_coverage import TradeStretch
 from kurisu.store.trade_rows import Batch, CleanBatch, CleanTrades
@@ -168,6 +170,32 @@ class Trades:
             report.seconds = time.perf_counter() - started
         return reports
 
+    @contextlib.asynccontextmanager
+    async def writing(
+        self,
+        market: Market | MarketName,
+        *,
+        times: Times,
+        id_space: IdSpace | str | None = None,
+        source: str = "program",
+        allow_expiring: bool = False,
+    ) -> AsyncIterator[TradeWriting]:
+        """One transaction for more trades than fit in memory: all of them or none.
+
+        times: when they were made (microseconds), all of them, in any order: the policy comes
+        first. The rest as in `write`. Raises RetentionConflict.
+        """
+        note = None
+        if len(times):
+            note = await make_room(self._store, times, allow_expiring=allow_expiring)
+        async with transaction(self._store.database) as connection:
+            if isinstance(market, MarketName):
+                market, _ = await markets.ensure(connection, market)
+            yield TradeWriting(
+                self._store, connection, market, _space(id_space), source,
+                notes=[] if note is None else [note],
+            )  # fmt: skip
+
     async def read(
         self, market: Market, since: datetime | None = None, until: datetime | None = None
     ) -> TradeTable:
@@ -282,6 +310,70 @@ def _space(given: IdSpace | str | None) -> IdSpace | None:
         ) from None
 
 
+async def make_room(store: Store, times: Times, *, allow_expiring: bool) -> str | None:
+    """Before trades made at `times` (microseconds) are stored: see to it that no policy drops them.
+
+    The policy first, in a transaction of its own: a background job must not see the rows before
+    it. Returns a line about what was done, or None. Raises RetentionConflict.
+    """
+    async with transaction(store.database) as connection:
+        cutoff = (await policies.read(connection))["trades"].cutoff
+        if cutoff is None or int(times.min()) >= to_us(cutoff):
+            return None
+        return await policies.make_room(
+            connection,
+            store.engine,
+            "trades",
+            from_us(int(times.min())),
+            int(np.count_nonzero(times < to_us(cutoff))),
+            allow_expiring=allow_expiring,
+        )
+
+
+@dataclass(slots=True)
+class TradeWriting:
+    """A transaction that trades of one market are being written in; see `Trades.writing`."""
+
+    _store: Store
+    _connection: AsyncConnection
+    market: Market
+    id_space: IdSpace | None
+    source: str
+    notes: list[str]
+
+    async def write(self, rows: Any) -> TradeWriteReport:
+        """Store some of the trades. Where ids are derived a millisecond must not be divided."""
+        batch = TradeBatch(self.market, rows, self.id_space)
+        write = _Write(self._store, [batch], None, self.source)
+        await write.clean(datetime.now(UTC))
+        return (await write.write(self._connection, None))[0]
+
+    async def complete(self, stretches: Sequence[tuple[datetime, datetime]]) -> list[TradeStretch]:
+        """State that all trades of these stretches are stored; what was not known before."""
+        stated = [_stretch(since, until, "complete", self.source) for since, until in stretches]
+        learned = await trade_coverage.state(self._connection, {self.market.id: stated})
+        return learned.get(self.market.id, [])
+
+    async def joined(
+        self, first: tuple[int, datetime], last: tuple[int, datetime]
+    ) -> tuple[datetime, datetime] | None:
+        """[since, until) that a run of consecutive ids proves to be complete.
+
+        first, last: id and time of its ends. What is stored beside them counts; the outermost
+        milliseconds of the run do not, since there may be more trades in them.
+        """
+        before = await trade_read.numbered(self._connection, self.market.id, first[1], "before")
+        behind = await trade_read.numbered(self._connection, self.market.id, last[1], "behind")
+        number, since = first
+        while number - 1 in before:
+            number, since = number - 1, before[number - 1]
+        number, until = last
+        while number + 1 in behind:
+            number, until = number + 1, behind[number + 1]
+        since += _MS
+        return (since, until) if since < until else None
+
+
 class _Write:
     """One call of `write_many`."""
 
@@ -318,8 +410,10 @@ class _Write:
                 while True:
                     async with transaction(self._store.database) as connection:
                         if has_room or not await self._is_expiring(connection):
-                            return await self._write(connection, note)
-                    note = await self._make_room(allow_expiring=allow_expiring)
+                            return await self.write(connection, note)
+                    note = await make_room(
+                        self._store, self._found.times, allow_expiring=allow_expiring
+                    )
                     has_room = True
             except DatabaseError as error:
                 if not _is_deadlock(error) or attempt == ATTEMPTS - 1:
@@ -330,24 +424,7 @@ class _Write:
         cutoff = await trade_read.cutoff(connection)
         return cutoff is not None and int(self._found.times.min()) < to_us(cutoff)
 
-    async def _make_room(self, *, allow_expiring: bool) -> str | None:
-        """The policy first, in a transaction of its own: a background job must not see the rows
-        before it."""
-        times = self._found.times
-        async with transaction(self._store.database) as connection:
-            cutoff = (await policies.read(connection))["trades"].cutoff
-            if cutoff is None:
-                return None
-            return await policies.make_room(
-                connection,
-                self._store.engine,
-                "trades",
-                from_us(int(times.min())),
-                int(np.count_nonzero(times < to_us(cutoff))),
-                allow_expiring=allow_expiring,
-            )
-
-    async def _write(self, connection: AsyncConnection, note: str | None) -> list[TradeWriteReport]:
+    async def write(self, connection: AsyncConnection, note: str | None) -> list[TradeWriteReport]:
         found = self._found
         engine = self._store.engine
         stored: dict[str, Market] = {}

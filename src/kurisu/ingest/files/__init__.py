@@ -1,4 +1,4 @@
-"""In: a candle file of any known format. Out: exact candles with row numbers, and the rejects.
+"""In: a file of candles or trades of any known format. Out: exact rows, and the rejects.
 
 The format is found by content, never by the name's ending. Nothing is judged here that needs a
 market, a timeframe or a clock: order of prices, alignment, closedness and duplicates are the
@@ -6,5 +6,6 @@ store's business.
 """
 
 from kurisu.ingest.files.read import CandleRows, read_candles
+from kurisu.ingest.files.trade_read import TradeFile, read_trades
 
-__all__ = ["CandleRows", "read_candles"]
+__all__ = ["CandleRows", "TradeFile", "read_candles", "read_trades"]

@@ -54,6 +54,8 @@ def read_json(
         raise _no_list(shape)
     if head.startswith(b"{") or _LINES_OF_LISTS.match(head):
         return _read_lines(source, columns, collector, shape), "json lines"
+    if shape.is_streamed and _FIRST_ROW.match(head):
+        return _read_blocks(_row_blocks(source), columns, collector, shape), "json"
     content = _document(source)
     rows = _as_lines(content)
     if rows is not None:
@@ -94,6 +96,69 @@ def _as_lines(content: bytes) -> bytes | None:
     if lines.count(b"\n") != count - 1 or b"[" in lines or b"]" in lines:
         return None
     return lines
+
+
+def _row_blocks(source: Source) -> Iterator[bytes]:
+    """A list of lists as lines of cells, in blocks of whole rows. Raises CannotRead."""
+    rest, is_first = b"", True
+    while True:
+        raw = source.read(BLOCK_BYTES)
+        # Line ends cannot stand inside a JSON string, so these are between values.
+        data = rest + raw.translate(bytes.maketrans(b"\n\r", b"  "))
+        if is_first:
+            data = data.removeprefix(b"\xef\xbb\xbf").lstrip()
+            if len(data) < 2 and raw:
+                rest = data
+                continue
+            data, is_first = data.removeprefix(b"["), False
+        if not raw:
+            break
+        end = data.rfind(b"],")
+        if end < 0:
+            if len(data) > BLOCK_BYTES:
+                raise CannotRead(f"it has a row of more than {BLOCK_BYTES:,} bytes")
+            rest = data
+            continue
+        yield _rows_as_lines(data[: end + 1])
+        rest = data[end + 2 :]
+    data = data.strip()
+    if not data.endswith(b"]"):
+        raise CannotRead("the JSON is cut short: fetch the file again")
+    data = data[:-1].strip()
+    if data:
+        yield _rows_as_lines(data)
+
+
+def _rows_as_lines(data: bytes) -> bytes:
+    """`[1,2],[3,4]` as the lines `1,2` and `3,4`."""
+    data = data.strip()
+    count = data.count(b"[")
+    lines = data[1:-1].replace(b"],[", b"\n").replace(b"], [", b"\n")
+    if lines.count(b"\n") != count - 1:
+        lines = _BETWEEN_ROWS.sub(b"\n", data[1:-1])
+    if (
+        not data.startswith(b"[")
+        or not data.endswith(b"]")
+        or lines.count(b"\n") != count - 1
+        or any(byte in lines for byte in (b"[", b"]", b"{", b"\\"))
+    ):
+        raise CannotRead("the JSON is no list of simple rows, or it is damaged")
+    return lines + b"\n"
+
+
+def _read_blocks(
+    found: Iterator[bytes], columns: Sequence[str] | None, collector: RowTaker, shape: Shape
+) -> Layout | None:
+    layout: Layout | None = None
+    for lines in found:
+        if not lines.isascii():
+            lines = lines.decode("utf-8", errors="replace").encode()
+        if layout is None:
+            first = lines.split(b"\n", SAMPLE_ROWS)[:SAMPLE_ROWS]
+            sample = [split(line.decode(), ",") for line in first if line]
+            layout = _layout_of_lists(sample, columns, shape)
+        add_lines(lines, _DIALECT, layout, collector)
+    return layout
 
 
 def _read_table(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -56,25 +56,13 @@ def read_candles(path: Path, *, columns: Sequence[str] | None = None) -> CandleR
 
     Raises UnreadableFile, whose reason says what to do, if the file cannot be read at all.
     """
-    path = Path(path)
     collector = Collector()
-    parts: list[_Part] = []
-    try:
-        with _open(path) as raw:
-            size = path.stat().st_size
-            source = Source(raw, path)
-            if source.peek(2) == b"PK":
-                _check_sum(path)
-            for packing, member, data in unpack(source, size):
-                try:
-                    parts.append(_read_part(data, packing, columns, collector))
-                except CannotRead as error:
-                    prefix = f"{member} in the zip: " if member else ""
-                    raise CannotRead(prefix + error.reason) from error
-    except CannotRead as error:
-        raise UnreadableFile(str(path), error.reason) from error
-    except OSError as error:
-        raise UnreadableFile(str(path), f"cannot be read: {error.strerror or error}") from error
+    parts: list[Part] = []
+
+    def read_part(data: Source, packing: str, _member: str) -> None:
+        parts.append(_read_part(data, packing, columns, collector))
+
+    read_members(Path(path), read_part)
     named = next((part.layout for part in parts if part.layout is not None), None)
     return CandleRows(
         format=parts[0].format,
@@ -86,8 +74,32 @@ def read_candles(path: Path, *, columns: Sequence[str] | None = None) -> CandleR
     )
 
 
+def read_members(path: Path, read_part: Callable[[Source, str, str], None]) -> None:
+    """Opens and unpacks `path`; `read_part` gets each data file in it, how it was packed, and its
+    name in a zip.
+
+    Raises UnreadableFile for every CannotRead.
+    """
+    try:
+        with _open(path) as raw:
+            size = path.stat().st_size
+            source = Source(raw, path)
+            if source.peek(2) == b"PK":
+                _check_sum(path)
+            for packing, member, data in unpack(source, size):
+                try:
+                    read_part(data, packing, member)
+                except CannotRead as error:
+                    prefix = f"{member} in the zip: " if member else ""
+                    raise CannotRead(prefix + error.reason) from error
+    except CannotRead as error:
+        raise UnreadableFile(str(path), error.reason) from error
+    except OSError as error:
+        raise UnreadableFile(str(path), f"cannot be read: {error.strerror or error}") from error
+
+
 @dataclass(frozen=True, slots=True)
-class _Part:
+class Part:
     """One data file: the file itself, or a member of a zip."""
 
     format: str
@@ -107,7 +119,7 @@ def _open(path: Path) -> BinaryIO:
 
 def _read_part(
     data: Source, packing: str, columns: Sequence[str] | None, collector: Collector
-) -> _Part:
+) -> Part:
     before = collector.part()
     kind = kind_of(data)
     layout: Layout | None
@@ -129,7 +141,7 @@ def _read_part(
     if label == "Binance klines" and packing == " zip":
         # Binance's own name for it; that a CSV is inside goes without saying.
         name = ""
-    return _Part(f"{label} {name}".strip() + packing, layout, note)
+    return Part(f"{label} {name}".strip() + packing, layout, note)
 
 
 def _check_sum(path: Path) -> None:

@@ -42,6 +42,7 @@ class Shape:
     guess: the layout of rows without names, from a sample; None if they could be anything.
         check: raises CannotRead if a sample does not look like a guessed layout.
     example: a --columns for rows of a width. is_usable: whether an Arrow type can be a field.
+    is_streamed: JSON's list of lists is read block by block, not held in memory.
     """
 
     what: str
@@ -54,3 +55,4 @@ class Shape:
     check: Callable[[Layout, Sequence[Row]], None]
     example: Callable[[int], str]
     is_usable: Callable[[pa.DataType, str], bool]
+    is_streamed: bool = False
