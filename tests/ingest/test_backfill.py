@@ -309,6 +309,9 @@ async def test_a_candle_that_cannot_be_stored_is_a_failed_bar(
         minutes(1_200, 1_201, "failed")[:3]
     ]
     assert "low_above_open" in report.markets[0].problems[0].reason
+    market = await store.markets.get("binance", "SHIB/USDT")
+    (gap,) = await store.candles.gaps(market)
+    assert (gap.status, gap.reason) == ("failed", report.markets[0].problems[0].reason)
     assert await known(store, "SHIB/USDT") == [
         minutes(0, 1_200, "complete"), minutes(1_200, 1_201, "failed"),
         minutes(1_201, 2_500, "complete"),

@@ -262,7 +262,7 @@ MEANINGS = {
     "missing": "missing (never fetched)",
     "empty": "empty (the exchange had no trades)",
     "outage": "lost in an outage of the exchange",
-    "failed": "not fetched because the exchange answered with an error",
+    "failed": "not fetched: see the reason",
 }
 
 
@@ -270,12 +270,14 @@ def gaps_text(holes: Sequence[Gap], bars: Mapping[str, int], frame: Timeframe) -
     """Gaps as a table and a line that sums them up."""
     if not holes:
         return "no gaps"
-    rows = [(gap.since, gap.until, gap.bars, gap.status) for gap in holes]
+    rows = [(gap.since, gap.until, gap.bars, gap.status, gap.reason) for gap in holes]
+    headers = ("since", "until", "bars", "status", "reason")
+    shown = len(headers) if any(gap.reason for gap in holes) else len(headers) - 1
     parts = [f"{count:,} {MEANINGS.get(status, status)}" for status, count in sorted(bars.items())]
     summary = f"{len(holes):,} gap{'' if len(holes) == 1 else 's'}; {frame} bars: "
     return "\n".join(
         [
-            table(("since", "until", "bars", "status"), rows, right={"bars"}),
+            table(headers[:shown], [row[:shown] for row in rows], right={"bars"}),
             "",
             summary + ", ".join(parts),
         ]

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import re
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
@@ -65,6 +66,8 @@ PATIENCE: Final = 2
 SOURCE: Final = "rest"
 
 _DAY: Final = TIMEFRAMES["1d"]
+#: The parameters of a request: the reasons of neighbouring pages differ in nothing else.
+_QUERY: Final = re.compile(r"(?<=\w)\?\w+=\S*")
 
 
 class Watch(Protocol):
@@ -451,13 +454,14 @@ class Backfill:
         if page.status is PageStatus.UNAVAILABLE:
             reason = f"{self._exchange.name} does not give it: it keeps only the newest candles"
             report.problems.append(Problem(page.since, page.until, "failed", reason))
-            known = [Stretch(page.since, page.until, "failed", SOURCE)]
+            known = [Stretch(page.since, page.until, "failed", SOURCE, reason)]
             await plan.writer.put(
                 Fetched(page.since, page.until, page.table, known, page.exchange_time)
             )
             return
         down = await self._witnesses.outages(plan.market.symbol, page, traded_before=traded_before)
-        known = [Stretch(*span, "outage", SOURCE) for span in down]
+        reason = f"no market of {self._exchange.name} has a candle there"
+        known = [Stretch(*span, "outage", SOURCE, reason) for span in down]
         for since, until in page.holes:
             # A row that is out of line with its timeframe leaves a hole that is, too.
             at, end = frame.ceil(since), frame.open_time(until)
@@ -469,7 +473,6 @@ class Backfill:
                 at = max(at, stop)
             if at < end:
                 known.append(Stretch(at, end, "empty", SOURCE))
-        reason = f"no market of {self._exchange.name} has a candle there"
         report.problems += [Problem(*span, "outage", reason) for span in down]
         await plan.writer.put(
             Fetched(page.since, page.until, page.table, known, page.exchange_time)
@@ -479,8 +482,9 @@ class Backfill:
         """State that a stretch was asked for in vain."""
         status = "outage" if isinstance(error, InMaintenance) else "failed"
         passes = isinstance(error, ExchangeUnavailable)
-        plan.report.problems.append(Problem(since, until, status, error.reason, passes))
-        known = [Stretch(since, until, status, SOURCE)]
+        reason = _QUERY.sub("", error.reason)
+        plan.report.problems.append(Problem(since, until, status, reason, passes))
+        known = [Stretch(since, until, status, SOURCE, reason)]
         plan.writer.put_nowait(Fetched(since, until, candle_table([]), known, None))
 
     def _close(self, plan: _Plan) -> None:

@@ -19,6 +19,7 @@ from kurisu.domain.faults import Reject
 from kurisu.domain.timeframe import Timeframe
 from kurisu.errors import DatabaseError, EngineRefused, MigrationNeeded, WriteRefused
 from kurisu.store.candle_rows import from_us, times_us
+from kurisu.store.candles import why_rejected
 from kurisu.store.coverage import Stretch
 from kurisu.store.markets import Market
 from kurisu.store.store import Store
@@ -169,8 +170,8 @@ class MarketWriter:
 
     def _problem(self, table: pa.Table, reject: Reject) -> Problem:
         opened = self._frame.open_time(table.column("time")[reject.row - 1].as_py())
-        reason = f"its candle cannot be stored: {reject.rule.value} ({reject.field} {reject.value})"
-        return Problem(opened, self._frame.close_time(opened), "failed", reason)
+        closes = self._frame.close_time(opened)
+        return Problem(opened, closes, "failed", why_rejected(reject))
 
     async def _make_room(self, table: pa.Table) -> None:
         if not table.num_rows:

@@ -151,6 +151,9 @@ class CandleCoverage(Base):
     )
     status: Mapped[str] = mapped_column(String(10), comment="complete, empty, outage or failed.")
     source: Mapped[str] = mapped_column(String(50), comment="What said so: file, rest, stream.")
+    reason: Mapped[str | None] = mapped_column(
+        String(500), comment="Why, for outage and failed; null elsewhere."
+    )
     fetched_at: Mapped[CreatedAt]
 
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from kurisu.domain.candle import Candle
+from kurisu.domain.faults import Reject
 from kurisu.domain.market import MarketName
 from kurisu.domain.timeframe import BASE, Timeframe
 from kurisu.domain.timeframe import timeframe as timeframe_of
@@ -68,12 +69,22 @@ def _failed(
     """The bars of rejected rows: the exchange has something there that cannot be stored."""
     if not found.rejects:
         return []
-    at = pa.array(sorted({reject.row - 1 for reject in found.rejects}))
-    opened = {frame.open_time(time) for time in rows.column("time").take(at).to_pylist() if time}
+    times = rows.column("time").take(pa.array([reject.row - 1 for reject in found.rejects]))
     taken = {candle_rows.from_us(int(time)) for time in found.times}
-    return [
-        Stretch(time, frame.close_time(time), "failed", source) for time in sorted(opened - taken)
-    ]
+    failed: dict[datetime, Stretch] = {}
+    for reject, at in zip(found.rejects, times.to_pylist(), strict=True):
+        opened = None if at is None else frame.open_time(at)
+        if opened is not None and opened not in taken:
+            failed.setdefault(
+                opened,
+                Stretch(opened, frame.close_time(opened), "failed", source, why_rejected(reject)),
+            )
+    return sorted(failed.values())
+
+
+def why_rejected(reject: Reject) -> str:
+    """Why a bar whose row was rejected is `failed`."""
+    return f"its candle cannot be stored: {reject.rule.value} ({reject.field} {reject.value})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ earlier one, except that nothing but rows being stored makes it `complete`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final, TypeVar
 
@@ -16,6 +16,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from kurisu.domain.timeframe import TIMEFRAMES, Timeframe
 
+#: Characters of a reason that are kept.
+REASON_LENGTH: Final = 500
 #: Advisory lock of a market: its candles, its coverage; triggers take the same one.
 MARKET_LOCK: Final = 1_264_939_593
 
@@ -27,17 +29,19 @@ class Stretch:
     since, until: open time of the first bar, close time of the last (exclusive).
     status: complete, empty, outage or failed.
     source: what said so, e.g. "file", "rest", "stream".
+    reason: why, of outages and failures; two that differ in nothing else are equal.
     """
 
     since: datetime
     until: datetime
     status: str
     source: str
+    reason: str | None = field(default=None, compare=False)
 
     @property
     def kind(self) -> tuple[str | None, ...]:
         """What neighbours have to share to be one stretch."""
-        return self.status, self.source
+        return self.status, self.source, self.reason
 
 
 S = TypeVar("S", bound=Stretch)
@@ -45,7 +49,7 @@ S = TypeVar("S", bound=Stretch)
 
 # Stretches that touch or overlap a range. Parameters: market_id, timeframe, since, until.
 NEAR: Final = """
-SELECT since, until, status, source FROM candle_coverage
+SELECT since, until, status, source, reason FROM candle_coverage
  WHERE market_id = :market_id AND timeframe = :timeframe
    AND until >= CAST(:since AS timestamptz) AND since <= CAST(:until AS timestamptz)
  ORDER BY since
@@ -80,11 +84,11 @@ SELECT lower(r) AS since, upper(r) AS until
 """
 
 INSERT: Final = """
-INSERT INTO candle_coverage (market_id, timeframe, since, until, status, source)
-SELECT :market_id, :timeframe, r.since, r.until, r.status, r.source
+INSERT INTO candle_coverage (market_id, timeframe, since, until, status, source, reason)
+SELECT :market_id, :timeframe, r.since, r.until, r.status, r.source, r.reason
   FROM unnest(CAST(:sinces AS timestamptz[]), CAST(:untils AS timestamptz[]),
-              CAST(:statuses AS text[]), CAST(:sources AS text[]))
-       AS r(since, until, status, source)
+              CAST(:statuses AS text[]), CAST(:sources AS text[]), CAST(:reasons AS text[]))
+       AS r(since, until, status, source, reason)
 """
 
 
@@ -292,6 +296,7 @@ async def _replace(
                 "untils": [n.until for n in new],
                 "statuses": [n.status for n in new],
                 "sources": [n.source for n in new],
+                "reasons": [None if n.reason is None else n.reason[:REASON_LENGTH] for n in new],
             },
         )
 

@@ -29,13 +29,14 @@ class Gap:
 
     since: open time of the first bar that is not there. until: exclusive.
     bars: how many are not there. status: missing (not fetched), empty (the exchange confirmed
-    that there were no trades), outage or failed.
+    that there were no trades), outage or failed. reason: why, of the last two.
     """
 
     since: datetime
     until: datetime
     bars: int
     status: str
+    reason: str | None = None
 
 
 # First and last stored candle. Parameters: market_id, timeframe, since, until.
@@ -158,7 +159,7 @@ def _explained(
                 result.append(_gap(at, stretch.since, MISSING, frame))
                 at = stretch.since
             end = min(until, stretch.until)
-            result.append(_gap(at, end, stretch.status, frame))
+            result.append(_gap(at, end, stretch.status, frame, stretch.reason))
             at = end
             index += 1
         if at < until:
@@ -166,5 +167,7 @@ def _explained(
     return result
 
 
-def _gap(since: datetime, until: datetime, status: str, frame: Timeframe) -> Gap:
-    return Gap(since, until, frame.count(since, until), status)
+def _gap(
+    since: datetime, until: datetime, status: str, frame: Timeframe, reason: str | None = None
+) -> Gap:
+    return Gap(since, until, frame.count(since, until), status, reason)

@@ -1,7 +1,7 @@
 """Coverage of trades: which stretches of a market's public trades are stored, whole.
 
 Revision ID: 0012
-Revises: 0010
+Revises: 0011
 Create Date: 2026-11-22
 """
 
@@ -10,7 +10,7 @@ from alembic import op
 from kurisu.migrations.script import execute_script
 
 revision = "0012"
-down_revision = "0010"
+down_revision = "0011"
 branch_labels = None
 depends_on = None
 
