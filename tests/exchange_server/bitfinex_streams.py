@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -63,7 +64,8 @@ class BitfinexStreams(Streams):
     async def publish(self, stream: str, payload: Any) -> int:
         live = [c for c in self._channels if c.name == stream and c.session in self.sessions]
         for channel in live:
-            await channel.session.socket.send_str(dump([channel.number, *payload]))
+            with suppress(ConnectionError):
+                await channel.session.socket.send_str(dump([channel.number, *payload]))
         return len(live)
 
     async def send_trade(self, name: str, tick: Tick) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -99,7 +100,9 @@ class Streams:
         """Send to everybody who listens to the stream; how many there were."""
         listeners = [s for s in self.sessions if stream in s.subscribed]
         for session in listeners:
-            await session.socket.send_str(dump(payload))
+            # It may have been cut, or killed, at this very moment.
+            with suppress(ConnectionError):
+                await session.socket.send_str(dump(payload))
         return len(listeners)
 
     async def ping(self) -> None:

@@ -29,6 +29,7 @@ from kurisu.errors import (
     NotOffered,
 )
 from kurisu.exchange.calls import RetryPolicy
+from kurisu.exchange.candles import candle_table
 from kurisu.exchange.ccxt_adapter import CcxtExchange
 from kurisu.exchange.clock import to_ms
 from kurisu.exchange.configured import open_configured
@@ -37,12 +38,15 @@ from kurisu.ingest.live.candles import SPREAD_MS, CandleFollower
 from kurisu.ingest.live.events import Say, StreamEvent
 from kurisu.ingest.live.refill import Refiller
 from kurisu.ingest.live.trades import TradeFollower
-from kurisu.ingest.live.writer import Writer
+from kurisu.ingest.live.writer import SOURCE, Writer
 from kurisu.store.coverage import Stretch
 from kurisu.store.markets import Market
 from kurisu.store.store import Store
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MS: Final = timedelta(milliseconds=1)
+#: Status of the stretch that a stream begins with, until REST has been read.
+MARK: Final = "failed"
 #: Markets of one connection.
 GROUP: Final = 100
 #: Rows that are buffered at most while the database is away; a trade takes about half a kilobyte.
@@ -292,9 +296,16 @@ class Feed:
             if space not in (None, usual, IdSpace.DERIVED):
                 raise IdSpaceConflict(str(market), str(space), str(usual))
             known = await self._store.trades.coverage(market)
+            at = self._resume(market, known, now)
+            if at == now and not (known and known[-1].until == now):
+                # Before the first row: whoever is killed right after it goes on from here.
+                await self._store.trades.state_many(
+                    [(market, now - _MS, now)], status=MARK, source=SOURCE, reason="begun here"
+                )
+                at = now - _MS
             follower = TradeFollower(
                 market, usual, venue.trade_ids_gapless and space is not IdSpace.DERIVED,
-                to_ms(self._resume(market, known, now)), space,
+                to_ms(at), space,
             )  # fmt: skip
             self._writer.follow(follower)
             self._refiller.follow(follower)
@@ -314,8 +325,15 @@ class Feed:
             )  # fmt: skip
         for index, market in enumerate(markets):
             known = await self._store.candles.coverage(market, self._frame, _EPOCH, now)
+            at = self._resume(market, known, opened)
+            if at == opened and not known:
+                before = self._frame.open_time(opened - _MS)
+                mark = Stretch(before, opened, MARK, SOURCE)
+                await self._store.candles.write_fetched(
+                    market, self._frame, candle_table([]), [mark], now=now, source=SOURCE
+                )
             follower = CandleFollower(
-                market, self._frame, to_ms(self._resume(market, known, opened)),
+                market, self._frame, to_ms(at),
                 SPREAD_MS * index // len(markets),
             )  # fmt: skip
             self._refiller.follow(follower)
@@ -325,7 +343,8 @@ class Feed:
     def _resume(self, market: Market, known: Sequence[Stretch], now: datetime) -> datetime:
         """Where a market has to go on: the first hole that is young enough, else `now`.
 
-        known: all that is known of it, by time. What was never begun has no hole.
+        known: all that is known of it, by time. What was never begun has no hole; where a stream
+        began and did not get far, its mark is still there.
         """
         oldest = now - self._options.max_gap
         if known and known[-1].until < oldest:
@@ -340,7 +359,7 @@ class Feed:
             return now
         at = recent[0].since
         for one in recent:
-            if one.since > at:
+            if one.since > at or (one.status, one.source) == (MARK, SOURCE):
                 break
             at = max(at, one.until)
         return min(at, now)
