@@ -106,6 +106,24 @@ class Ledger:
         async with self._session() as raw:
             return (await self._take_in(raw, scope, [order])).outcomes[0]
 
+    async def place_many(self, orders: Iterable[Order]) -> list[Outcome]:
+        """As `place`, for many at once, in one transaction for each thousand of one market.
+
+        If one of them breaks a rule, none of its thousand is written.
+        """
+        outcomes: list[Outcome] = []
+        rest = iter(orders)
+        while chunk := list(itertools.islice(rest, BATCH)):
+            parts: dict[tuple[int | None, MarketName, int | None], list[Order]] = {}
+            for order in chunk:
+                whose = (order.account_id, order.market, order.strategy_run_id)
+                parts.setdefault(whose, []).append(order)
+            for whose, part in parts.items():
+                scope = await self._scope(*whose)
+                async with self._session() as raw:
+                    outcomes += (await self._take_in(raw, scope, part)).outcomes
+        return outcomes
+
     async def apply(
         self,
         account: Account | None,

@@ -7,8 +7,9 @@ programs use theirs again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 from kurisu.domain.execution import Execution
 from kurisu.domain.order import Order, OrderStatus, OrderType, OrderUpdate
@@ -18,6 +19,9 @@ from kurisu.ledger.events import RiskEvent
 from kurisu.store.accounts import Account
 from kurisu.store.markets import Market
 from kurisu.store.store import Store
+
+#: Orders that are adopted in one transaction.
+_AT_ONCE: Final = 1_000
 
 
 @dataclass(slots=True)
@@ -71,17 +75,22 @@ class Intake:
         """Orders, and the fills that came with them. Raises DatabaseError."""
         self.taken.orders += len(reported)
         self.seen |= {r.update.exchange_order_id for r in reported if r.update.exchange_order_id}
+        ours = await self._ours_without_id(reported)
+        strangers = {
+            report.update.exchange_order_id: report
+            for report in reported
+            if report.update.exchange_order_id not in self._known
+            and report.update.client_order_id not in ours
+        }
+        left_out = await self._adopt(strangers)
         messages: list[OrderUpdate | Execution] = []
         executions = 0
-        ours = await self._ours_without_id(reported)
         for report in reported:
             update = report.update
             if update.client_order_id not in ours:
-                update = (
-                    replace(update, client_order_id=None) if update.exchange_order_id else update
-                )
-                if update.exchange_order_id not in self._known and not await self._adopt(report):
+                if update.exchange_order_id in left_out:
                     continue
+                update = replace(update, client_order_id=None)
             messages.append(update)
             messages.extend(report.executions)
             executions += len(report.executions)
@@ -106,24 +115,43 @@ class Intake:
         )
         return {o.client_order_id for o in found if o.exchange_order_id is None}
 
-    async def _adopt(self, report: ReportedOrder) -> bool:
-        """Make the order of somebody else one of the ledger's; False if it cannot be."""
-        exchange_order_id = report.update.exchange_order_id
-        there = await self._store.ledger.order(
-            self._account, exchange_order_id=exchange_order_id, market=self.market
-        )
-        if there is not None:  # since this began
-            self._known.add(exchange_order_id or "")
-            return True
-        try:
-            order = adopted(report, self._account, self.market)
-            await self._store.ledger.place(order)
-        except LedgerRuleBroken as error:
-            self.taken.unreadable.append(Unreadable(f"order {exchange_order_id}", str(error)))
-            return False
-        self.taken.adopted += 1
-        self._known.add(exchange_order_id or "")
-        return True
+    async def _adopt(self, reports: Mapping[str | None, ReportedOrder]) -> set[str | None]:
+        """Make orders of somebody else the ledger's; returns ids of those that cannot be."""
+        left_out: set[str | None] = set()
+        orders = []
+        for name, report in reports.items():
+            try:
+                orders.append(adopted(report, self._account, self.market))
+            except LedgerRuleBroken as error:
+                left_out.add(name)
+                self.taken.unreadable.append(Unreadable(f"order {name}", str(error)))
+        for at in range(0, len(orders), _AT_ONCE):
+            part = orders[at : at + _AT_ONCE]
+            try:
+                await self._store.ledger.place_many(part)
+                self.taken.adopted += len(part)
+            except LedgerRuleBroken:
+                # One of them is: written by somebody else since this began, say.
+                left_out |= await self._adopt_one_by_one(part)
+        self._known |= {order.exchange_order_id or "" for order in orders} - left_out
+        return left_out
+
+    async def _adopt_one_by_one(self, orders: Sequence[Order]) -> set[str | None]:
+        left_out: set[str | None] = set()
+        for order in orders:
+            name = order.exchange_order_id
+            there = await self._store.ledger.order(
+                self._account, exchange_order_id=name, market=self.market
+            )
+            if there is not None:
+                continue
+            try:
+                await self._store.ledger.place(order)
+                self.taken.adopted += 1
+            except LedgerRuleBroken as error:
+                left_out.add(name)
+                self.taken.unreadable.append(Unreadable(f"order {name}", str(error)))
+        return left_out
 
     async def _apply(self, messages: Sequence[OrderUpdate | Execution], executions: int) -> None:
         if not messages:
