@@ -20,6 +20,8 @@ from rows import fetch, value
 
 from kurisu.domain.order import OrderUpdate
 from kurisu.store.accounts import Account
+from kurisu.store.connect import make_engine
+from kurisu.store.engine import Engine
 from kurisu.store.markets import Market
 from kurisu.store.store import Store, open_store
 
@@ -42,20 +44,28 @@ def messages(seed: int) -> list[Any]:
     return found
 
 
-async def talk(url: str, seed: int) -> None:
+async def talk(url: str, engine: Engine, seed: int) -> None:
     """What a process does: says which message it has stored, as soon as it has."""
+    store = Store(make_engine(url), engine)
+    account = await store.accounts.get("binance", "main")
+    market = await store.markets.get("binance", "BTC/USDT")
+    rest = messages(seed)
+    while rest:
+        size = random.Random(len(rest)).choice([1, 1, 7])
+        part, rest = rest[:size], rest[size:]
+        if len(part) > 1:
+            await store.ledger.apply_many(account, part, market=market)
+        else:
+            await store.ledger.apply(account, part[0], market=market)
+        print(json.dumps([getattr(m, "trade_id", None) for m in part]), flush=True)
+    await store.close()
+    await store.database.dispose()
+
+
+async def look(url: str) -> Engine:
+    """What server it is, once for all processes."""
     async with open_store(url) as store:
-        account = await store.accounts.get("binance", "main")
-        market = await store.markets.get("binance", "BTC/USDT")
-        rest = messages(seed)
-        while rest:
-            size = random.Random(len(rest)).choice([1, 1, 7])
-            part, rest = rest[:size], rest[size:]
-            if len(part) > 1:
-                await store.ledger.apply_many(account, part, market=market)
-            else:
-                await store.ledger.apply(account, part[0], market=market)
-            print(json.dumps([getattr(m, "trade_id", None) for m in part]), flush=True)
+        return store.engine
 
 
 def start(url: str, *seeds: int) -> subprocess.Popen[str]:
@@ -150,14 +160,15 @@ def kill_after(process: subprocess.Popen[str], lines: int) -> set[str]:
 def main(arguments: Sequence[str]) -> None:
     """The process itself; it fails if one of its parts does."""
     url, *seeds = arguments
+    engine = asyncio.run(look(url))
     children = []
     for seed in seeds[1:]:
         child = os.fork()
         if child == 0:
-            asyncio.run(talk(url, int(seed)))
+            asyncio.run(talk(url, engine, int(seed)))
             return
         children.append(child)
-    asyncio.run(talk(url, int(seeds[0])))
+    asyncio.run(talk(url, engine, int(seeds[0])))
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     sys.exit(any(codes))
 
