@@ -36,9 +36,9 @@ ORDER: Final[dict[str, Any]] = {
     "price": 10,
     "stop_price": "NULL",
     "amount": 5,
-    "filled": 2,
-    "remaining": 3,
-    "cost": 20,
+    "filled": 0,
+    "remaining": 5,
+    "cost": 0,
     "status": "'open'",
 }
 EXECUTION: Final[dict[str, Any]] = {
@@ -232,7 +232,7 @@ class TestLedger:
             ("amount", {"amount": "'NaN'", "filled": 0, "remaining": "'NaN'"}),
             ("filled", {"filled": -1, "remaining": 6}),
             ("filled", {"filled": 6, "remaining": -1}),
-            ("remaining", {"remaining": "3.000000000000000001"}),
+            ("remaining", {"remaining": "5.000000000000000001"}),
             ("finite", {"cost": "'NaN'"}),
             ("finite", {"price": "'NaN'"}),
             ("finite", {"stop_price": "'NaN'"}),

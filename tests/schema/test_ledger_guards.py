@@ -1,0 +1,343 @@
+"""What somebody with psql cannot do to the ledger, statement by statement."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from decimal import Decimal
+from typing import Any, Final
+
+import asyncpg
+import pytest
+from rows import Connection, session
+
+pytestmark = pytest.mark.parametrize("shared_tier", ["plain"], indirect=True)
+
+BEGUN: Final = """
+INSERT INTO markets (exchange, symbol, base_asset, quote_asset)
+VALUES ('binance', 'BTC/USDT', 'BTC', 'USDT'), ('binance', 'ETH/USDT', 'ETH', 'USDT');
+INSERT INTO accounts (exchange, name) VALUES ('binance', 'main'), ('binance', 'other');
+INSERT INTO orders (client_order_id, exchange_order_id, market_id, account_id, side, type, price,
+                    amount, remaining, status, created_at, updated_at)
+SELECT c, upper(c), (SELECT min(id) FROM markets), (SELECT min(id) FROM accounts), 'buy', 'limit',
+       100, 5, 5, 'open', '2026-01-01', '2026-01-01' FROM unnest(ARRAY['a', 'b']) AS c;
+INSERT INTO executions (order_id, trade_id, price, amount, cost, fee, fee_currency, time)
+SELECT id, '1', 100, 2, 200, 0.2, 'USDT', '2026-01-02' FROM orders WHERE client_order_id = 'a';
+"""
+
+FILL: Final = """
+INSERT INTO executions (order_id, trade_id, price, amount, cost, time)
+SELECT id, $1, 100, $2, $3, '2026-01-03' FROM orders WHERE client_order_id = 'a'
+"""
+
+
+@pytest.fixture
+async def psql(shared_url: str) -> AsyncIterator[Connection]:
+    """Somebody with psql, in a transaction that is taken back; order a is filled with 2 of 5."""
+    async with session(shared_url) as connection:
+        transaction = connection.transaction()
+        await transaction.start()
+        await connection.execute(BEGUN)
+        yield connection
+        await transaction.rollback()
+
+
+async def order(psql: Connection, name: str = "a") -> Any:
+    return await psql.fetchrow("SELECT * FROM orders WHERE client_order_id = $1", name)
+
+
+async def refused(psql: Connection, statement: str, match: str, *arguments: Any) -> None:
+    """The statement fails, with those words, and the ledger is as it was."""
+    before = [await psql.fetch(f"SELECT * FROM {t} ORDER BY id") for t in ("orders", "executions")]
+    with pytest.raises(asyncpg.IntegrityConstraintViolationError, match=match):
+        async with psql.transaction():
+            await psql.execute(statement, *arguments)
+    after = [await psql.fetch(f"SELECT * FROM {t} ORDER BY id") for t in ("orders", "executions")]
+    assert after == before
+
+
+class TestOrdersFollowTheirExecutions:
+    async def test_an_execution_moves_its_order(self, psql: Connection) -> None:
+        row = await order(psql)
+        assert (row["filled"], row["remaining"], row["cost"]) == (2, 3, 200)
+        assert row["status"] == "open"
+        await psql.execute(FILL, "2", Decimal(3), Decimal("300.1"))
+        row = await order(psql)
+        assert (row["filled"], row["remaining"], row["cost"]) == (5, 0, Decimal("500.1"))
+        assert row["status"] == "closed"
+        assert f"{row['updated_at']:%Y-%m-%d}" == "2026-01-03"
+
+    async def test_many_executions_of_many_orders_in_one_statement(self, psql: Connection) -> None:
+        await psql.execute(
+            "INSERT INTO executions (order_id, trade_id, price, amount, cost, time) "
+            "SELECT o.id, 'n' || n, 100, 0.1, 10, now() "
+            "FROM orders o CROSS JOIN generate_series(1, 30) AS n"
+        )
+        assert (await order(psql, "a"))["filled"] == 5
+        row = await order(psql, "b")
+        assert (row["filled"], row["cost"], row["status"]) == (3, 300, "open")
+
+    async def test_what_an_execution_leaves_out_is_its_order_s(self, psql: Connection) -> None:
+        row = await psql.fetchrow("SELECT * FROM executions")
+        of = await order(psql)
+        for name in ("account_id", "market_id", "exchange_order_id", "side"):
+            assert row[name] == of[name]
+
+    @pytest.mark.parametrize(
+        "changed",
+        [
+            "filled = 3, remaining = 2", "cost = 201", "filled = 0, remaining = 5, cost = 0",
+            "filled = 2.000000000000000001, remaining = 2.999999999999999999",
+        ],
+    )  # fmt: skip
+    async def test_filled_and_cost_are_not_set(self, psql: Connection, changed: str) -> None:
+        await refused(psql, f"UPDATE orders SET {changed}", "follows_executions")
+
+    async def test_remaining_is_amount_less_filled(self, psql: Connection) -> None:
+        await refused(psql, "UPDATE orders SET remaining = 2", "check_orders_remaining")
+        await refused(psql, "UPDATE orders SET amount = 6", "check_orders_remaining")
+        await psql.execute("UPDATE orders SET amount = 6, remaining = 6 - filled")
+
+    async def test_an_order_is_never_smaller_than_what_was_filled(self, psql: Connection) -> None:
+        await refused(
+            psql, "UPDATE orders SET amount = 1, remaining = 1 - filled", "check_orders_filled"
+        )
+
+    async def test_an_order_begins_without_fills(self, psql: Connection) -> None:
+        await refused(
+            psql,
+            "INSERT INTO orders (client_order_id, market_id, side, type, amount, filled, remaining,"
+            " cost, status) SELECT 'c', market_id, 'buy', 'market', 5, 2, 3, 200, 'open' "
+            "FROM orders LIMIT 1",
+            "begins with fills",
+        )
+
+    async def test_too_much_is_refused(self, psql: Connection) -> None:
+        await refused(psql, FILL, "check_orders_filled", "2", Decimal("3.01"), Decimal(301))
+
+    @pytest.mark.parametrize(
+        ("columns", "values", "match"),
+        [
+            ("market_id, side", "(SELECT max(id) FROM markets), 'buy'", "is not of its account"),
+            ("market_id, side", "market_id, 'sell'", "is not of its account"),
+            ("market_id, side, account_id", "market_id, side, (SELECT max(id) FROM accounts)",
+             "is not of its account"),
+            ("market_id, side, account_id, exchange_order_id",
+             "market_id, side, account_id, 'another'", "is not of its account"),
+        ],
+    )  # fmt: skip
+    async def test_an_execution_is_of_its_order(
+        self, psql: Connection, columns: str, values: str, match: str
+    ) -> None:
+        await refused(
+            psql,
+            f"INSERT INTO executions (order_id, trade_id, price, amount, cost, time, {columns}) "
+            f"SELECT id, '9', 100, 1, 100, now(), {values} FROM orders LIMIT 1",
+            match,
+        )
+
+    @pytest.mark.parametrize("columns", ["", ", market_id, side"])
+    async def test_an_execution_has_an_order(self, psql: Connection, columns: str) -> None:
+        values = ", (SELECT min(id) FROM markets), 'buy'" if columns else ""
+        await refused(
+            psql,
+            f"INSERT INTO executions (order_id, trade_id, price, amount, cost, time{columns}) "
+            f"VALUES (-1, '9', 100, 1, 100, now(){values})",
+            "order -1",
+        )
+
+
+class TestTerminalStatesAreFinal:
+    @pytest.mark.parametrize("end", ["closed", "canceled", "failed"])
+    @pytest.mark.parametrize("after", ["pending", "open", "closed", "canceled", "failed"])
+    async def test_an_end_stays(self, psql: Connection, end: str, after: str) -> None:
+        await psql.execute("UPDATE orders SET status = $1", end)
+        statement = "UPDATE orders SET status = $1"
+        if after == end:
+            await psql.execute(statement, after)
+        else:
+            await refused(psql, statement, "terminal_is_final", after)
+
+    async def test_an_open_order_is_not_pending_again(self, psql: Connection) -> None:
+        await refused(psql, "UPDATE orders SET status = 'pending'", "status_moves_forward")
+
+    async def test_a_late_fill_counts_and_the_end_stays(self, psql: Connection) -> None:
+        await psql.execute("UPDATE orders SET status = 'canceled'")
+        await psql.execute(FILL, "2", Decimal(3), Decimal(300))
+        row = await order(psql)
+        assert (row["status"], row["filled"]) == ("canceled", 5)
+
+    async def test_a_correction_is_a_row_of_its_own(self, psql: Connection) -> None:
+        await psql.execute("UPDATE orders SET status = 'canceled'")
+        await psql.execute(
+            "INSERT INTO order_corrections (order_id, status, reason) "
+            "SELECT id, 'closed', 'it was filled before' FROM orders WHERE client_order_id = 'a'"
+        )
+        assert (await order(psql))["status"] == "closed"
+        row = await psql.fetchrow("SELECT * FROM order_corrections")
+        assert (row["status_before"], row["status"]) == ("canceled", "closed")
+        await refused(psql, "DELETE FROM order_corrections", "never changed")
+        await refused(psql, "UPDATE order_corrections SET reason = ''", "never changed")
+
+    async def test_a_correction_needs_its_order(self, psql: Connection) -> None:
+        await refused(
+            psql,
+            "INSERT INTO order_corrections (order_id, status, reason) VALUES (-1, 'open', 'x')",
+            "fk_order_corrections_order_id",
+        )
+
+
+class TestIdentityStays:
+    @pytest.mark.parametrize(
+        "changed",
+        [
+            "side = 'sell'", "type = 'market'", "created_at = now()", "client_order_id = 'z'",
+            "client_order_id = NULL", "exchange_order_id = 'z'", "exchange_order_id = NULL",
+            "market_id = (SELECT max(id) FROM markets)", "account_id = NULL",
+            "account_id = (SELECT max(id) FROM accounts)",
+        ],
+    )  # fmt: skip
+    async def test_of_an_order(self, psql: Connection, changed: str) -> None:
+        await refused(psql, f"UPDATE orders SET {changed} WHERE client_order_id = 'a'", "identity")
+
+    async def test_an_exchange_s_id_names_one_order_of_a_market(self, psql: Connection) -> None:
+        await refused(
+            psql,
+            "INSERT INTO orders (client_order_id, exchange_order_id, market_id, account_id, side, "
+            "type, amount, remaining, status) SELECT 'c', 'A', market_id, account_id, 'buy', "
+            "'market', 1, 1, 'open' FROM orders LIMIT 1",
+            "unique_orders_exchange_order_id",
+        )
+
+    @pytest.mark.parametrize("table", ["orders", "executions"])
+    async def test_nothing_is_deleted(self, psql: Connection, table: str) -> None:
+        await refused(psql, f"DELETE FROM {table}", "DELETE of .* is refused")
+        await refused(psql, f"DELETE FROM {table} WHERE FALSE", "is refused")
+        await refused(psql, f"TRUNCATE {table} CASCADE", "TRUNCATE of .* is refused")
+
+
+class TestUpdatedAt:
+    async def test_it_moves_by_itself(self, psql: Connection) -> None:
+        await psql.execute("UPDATE orders SET price = 101")
+        assert await psql.fetchval("SELECT bool_and(updated_at = now()) FROM orders")
+
+    async def test_whoever_names_it_means_it(self, psql: Connection) -> None:
+        before = (await order(psql))["updated_at"]
+        await psql.execute("UPDATE orders SET price = 101, updated_at = updated_at")
+        assert (await order(psql))["updated_at"] == before
+
+
+class TestExecutionsAreAppended:
+    @pytest.mark.parametrize(
+        "changed",
+        [
+            "price = 101", "amount = 1", "cost = 1", "fee = 0.3", "fee_currency = 'BNB'",
+            "time = now()", "taker_or_maker = 'maker'", "trade_id = '2'", "side = 'sell'",
+            "order_id = NULL", "order_id = (SELECT max(id) FROM orders)", "facts = '{}'",
+            "other_fees = '{\"BNB\": \"1\"}'", "exchange_order_id = 'B'", "price = price",
+        ],
+    )  # fmt: skip
+    async def test_nothing_is_changed(self, psql: Connection, changed: str) -> None:
+        await refused(psql, f"UPDATE executions SET {changed}", "UPDATE of execution .* is refused")
+
+    async def test_the_same_one_twice_is_refused(self, psql: Connection) -> None:
+        await refused(psql, FILL, "unique_executions_order_trade_id", "1", Decimal(1), Decimal(1))
+
+    async def test_nor_does_it_wait_beside_the_one_that_counts(self, psql: Connection) -> None:
+        await refused(psql, WAITING, "unique_executions_trade_id", "A", "1")
+
+    async def test_one_that_waits_joins_its_order_and_nothing_else(self, psql: Connection) -> None:
+        await psql.execute(WAITING, "A", "2")
+        assert (await order(psql))["filled"] == 2
+        await refused(psql, "UPDATE executions SET cost = 1 WHERE order_id IS NULL", "is refused")
+        join = (
+            "UPDATE executions e SET order_id = o.id FROM orders o "
+            "WHERE e.order_id IS NULL AND o.client_order_id = $1"
+        )
+        await refused(psql, join, "is not of its account", "b")
+        await psql.execute(join, "a")
+        row = await order(psql)
+        assert (row["filled"], row["cost"]) == (3, 300)
+        await refused(
+            psql, "UPDATE executions SET order_id = NULL WHERE trade_id = '2'", "is refused"
+        )
+
+    async def test_what_waits_has_an_account_and_a_market(self, psql: Connection) -> None:
+        statement = (
+            "INSERT INTO executions (account_id, market_id, exchange_order_id, side, trade_id, "
+            "price, amount, cost, time) SELECT {}, {}, 'X', 'buy', '2', 100, 1, 100, now()"
+        )
+        market, account = "(SELECT min(id) FROM markets)", "(SELECT max(id) FROM accounts)"
+        await refused(psql, statement.format("NULL", market), "waits_under_an_id")
+        await refused(psql, statement.format("-1", market), "account -1")
+        await refused(psql, statement.format(account, "-1"), "market -1")
+        await psql.execute(statement.format(account, market))
+        await refused(
+            psql, f"DELETE FROM accounts WHERE id = {account}", "executions wait under a row"
+        )
+
+    async def test_a_correction_is_a_row_of_its_own(self, psql: Connection) -> None:
+        await psql.execute(
+            "INSERT INTO execution_corrections (execution_id, time, cost, fee, fee_currency, "
+            "reason) SELECT id, time, 199.5, 0.1, 'BNB', 'the exchange says so' FROM executions"
+        )
+        assert (await order(psql))["cost"] == Decimal("199.5")
+        row = await psql.fetchrow("SELECT before::text, cost FROM execution_corrections")
+        assert '"fee": "0.200000000000000000"' in row["before"]
+        assert await psql.fetchval("SELECT fee FROM executions") == Decimal("0.1")
+        await refused(psql, "UPDATE execution_corrections SET cost = 1", "never changed")
+        await refused(psql, "TRUNCATE execution_corrections", "never changed")
+
+    @pytest.mark.parametrize(
+        "fees",
+        ['[]', '{"BNB": 1}', '{"BNB": "1e3"}', '{"BNB": "1.0000000000000000001"}',
+         '{"BNB": ""}', '{"a name longer than it may be": "1"}'],
+    )  # fmt: skip
+    async def test_further_fees_are_exact_numbers_by_asset(
+        self, psql: Connection, fees: str
+    ) -> None:
+        statement = (
+            "INSERT INTO executions (order_id, trade_id, price, amount, cost, fee, fee_currency, "
+            "other_fees, time) SELECT id, '2', 1, 1, 1, 1, 'USDT', $1::jsonb, now() "
+            "FROM orders LIMIT 1"
+        )
+        await refused(psql, statement, "check_executions_other_fees", fees)
+        await psql.execute(statement, '{"BNB": "-0.000000000000000001", "ETH": "12"}')
+
+
+class TestEntries:
+    ENTRY = (
+        "INSERT INTO ledger_entries (account_id, time, kind, asset, amount, reference) "
+        "SELECT min(id), now(), $1, 'USDT', $2, $3 FROM accounts"
+    )
+
+    async def test_they_are_appended(self, psql: Connection) -> None:
+        await psql.execute(self.ENTRY, "deposit", Decimal(100), "d1")
+        await refused(psql, "UPDATE ledger_entries SET amount = 1", "never changed")
+        await refused(psql, "DELETE FROM ledger_entries", "never changed")
+
+    async def test_a_reference_is_stored_once(self, psql: Connection) -> None:
+        await psql.execute(self.ENTRY, "deposit", Decimal(100), "d1")
+        await psql.execute(self.ENTRY, "withdrawal", Decimal(-100), "d1")
+        await psql.execute(self.ENTRY, "deposit", Decimal(100), None)
+        await psql.execute(self.ENTRY, "deposit", Decimal(100), None)
+        await refused(
+            psql, self.ENTRY, "unique_ledger_entries_reference", "deposit", Decimal(5), "d1"
+        )
+
+    @pytest.mark.parametrize(
+        ("kind", "amount", "check"),
+        [("gift", Decimal(1), "kind"), ("deposit", Decimal(0), "amount"),
+         ("deposit", Decimal("NaN"), "amount")],
+    )  # fmt: skip
+    async def test_a_broken_one_is_refused(
+        self, psql: Connection, kind: str, amount: Decimal, check: str
+    ) -> None:
+        await refused(psql, self.ENTRY, f"check_ledger_entries_{check}", kind, amount, None)
+
+
+#: A fill that waits. Parameters: exchange's order id, trade id.
+WAITING: Final = """
+INSERT INTO executions (account_id, market_id, exchange_order_id, side, trade_id, price, amount,
+                        cost, time)
+SELECT account_id, market_id, $1, side, $2, 100, 1, 100, '2026-01-03' FROM orders LIMIT 1
+"""
