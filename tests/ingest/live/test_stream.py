@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 from engines import EmbeddedServer, Servers
+from exchange_server import binance
 from exchange_server.clock import MINUTE_MS
 from exchange_server.server import ExchangeServer
-from exchange_server.truth import Bar, Tick
+from exchange_server.truth import Bar, Listing, Series, Tick
 from exchange_server.world import NOW_MS, Opener
 
 from kurisu.errors import BadSymbol, IdSpaceConflict, InvalidArgument, NotOffered
@@ -326,6 +327,39 @@ async def test_candles_of_a_stream_that_leaves_things_out(
     ]
 
 
+async def test_minutes_in_which_the_exchange_was_down(
+    store: Store, server: ExchangeServer, opened: Opener
+) -> None:
+    """No market has a candle there; of other minutes it is this market alone."""
+    opens = NOW_MS - NOW_MS % MINUTE_MS
+    series = server.binance.listings["SHIBUSDT"].series
+    other = Series(list(series.bars))
+    entry = binance.entry("BTCUSDT", "BTC", "USDT")
+    server.binance.add(Listing("BTCUSDT", entry, other))
+    for at in range(3, 9):
+        other.bars.remove(next(b for b in other.bars if b.open_ms == opens + at * MINUTE_MS))
+    for at in (*range(3, 9), 11, 12):
+        series.bars.remove(next(b for b in series.bars if b.open_ms == opens + at * MINUTE_MS))
+    market = await store.markets.ensure("binance", SHIB)
+    async with running(store, opened) as run:
+        run.start(CANDLES, ("binance", SHIB))
+        await run.said("refilled")
+        server.clock.set(opens + 15 * MINUTE_MS + 12_000)
+        await run.said("refilled", 2)
+    found = await store.candles.coverage(
+        market, "1m", from_ms(opens), from_ms(opens + 15 * MINUTE_MS)
+    )
+    assert [
+        (
+            (to_ms(one.since) - opens) // MINUTE_MS,
+            (to_ms(one.until) - opens) // MINUTE_MS,
+            one.status,
+        )
+        for one in found
+        if one.status != "complete"
+    ] == [(3, 9, "outage"), (11, 13, "empty")]
+
+
 async def visible(store: Store, market: Market, at: int) -> None:
     """The candle is there, a second at most after it came."""
     async with asyncio.timeout(1.0 + 2.0):
@@ -345,14 +379,14 @@ async def test_two_exchanges_at_once_and_every_digit(
         server, listing.tape.ticks,
         lambda tick: server.run(server.bitfinex_streams.send_trade("tBTCUSD", tick)),
     )  # fmt: skip
-    binance = shib(server)
+    shibs = shib(server)
     options = StreamOptions(status_s=0.1)
     async with running(store, opened) as run:
         run.start(options, ("binance", SHIB), ("bitfinex", BTC))
         await listening(run, server)
         await run.until(lambda: "trades:tBTCUSD" in server.bitfinex_streams.subscribed)
         await run.until(lambda: "candles:trade:1m:tBTCUSD" in server.bitfinex_streams.subscribed)
-        binance.trade(20)
+        shibs.trade(20)
         bitfinex.trade(20)
         server.cut_streams()
         bitfinex.trade(20, heard=False)

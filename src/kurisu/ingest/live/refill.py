@@ -11,13 +11,14 @@ from typing import Any, Final
 
 from kurisu.domain.timeframe import Timeframe
 from kurisu.errors import DatabaseError, ExchangeError, WriteRefused
-from kurisu.exchange.candles import PageStatus, candle_pages
+from kurisu.exchange.candles import CandlePage, PageStatus, candle_pages
 from kurisu.exchange.clock import from_ms, to_ms
 from kurisu.exchange.port import StreamingExchange
 from kurisu.exchange.trades import trade_pages
 from kurisu.ingest.live.candles import CandleFollower
 from kurisu.ingest.live.trades import TradeFollower
-from kurisu.store.coverage import Stretch
+from kurisu.ingest.outages import AROUND_BARS, Span, Witnesses
+from kurisu.store.coverage import Stretch, common, without
 from kurisu.store.markets import Market
 from kurisu.store.store import Store
 from kurisu.store.trades import TradeBatch
@@ -26,6 +27,8 @@ from kurisu.store.trades import TradeBatch
 SILENCE_S: Final = 60.0
 #: Trades that REST has and the stream has not after so long will not come any more.
 LATE_MS: Final = 10_000
+#: Holes of fewer bars in all are nobody's outage.
+JUDGED_BARS: Final = 2
 #: Wait before REST is asked again where it has not caught up with the stream.
 AGAIN_S: Final = 0.5
 #: The longest waits after failures: of the exchange, and of the database.
@@ -70,6 +73,7 @@ class Refiller:
         self._tell = tell
         self._revive = revive
         self._jitter = jitter or random.Random()  # noqa: S311  # spreads retries in time
+        self._witnesses: tuple[datetime, Witnesses] | None = None
         self.trades: dict[TradeFollower, _Turn] = {}
         self.candles: dict[CandleFollower, _Turn] = {}
 
@@ -189,10 +193,11 @@ class Refiller:
             grace=self._grace,
         ):  # fmt: skip
             if page.status is PageStatus.UNAVAILABLE:
-                known = [Stretch(page.since, page.until, "failed", SOURCE)]
+                reason = "the exchange does not give candles of so long ago"
+                known = [Stretch(page.since, page.until, "failed", SOURCE, reason)]
                 self._tell_unavailable(follower.market, page.since, page.until)
             else:
-                known = [Stretch(*hole, "empty", SOURCE) for hole in page.holes]
+                known = await self._known(follower, page)
             report = await self._store.candles.write_fetched(
                 follower.market, self._frame, page.table, known,
                 now=page.exchange_time - self._grace, source=SOURCE,
@@ -218,6 +223,38 @@ class Refiller:
             )  # fmt: skip
             follower.unheard = 0
             self._revive()
+
+    async def _known(self, follower: CandleFollower, page: CandlePage) -> list[Stretch]:
+        """What the holes of a page are, as far as they were not judged before."""
+        begin = from_ms(follower.whole_until)
+        holes = [(max(since, begin), until) for since, until in page.holes if until > begin]
+        down: list[Span] = []
+        if sum(self._frame.count(*hole) for hole in holes) >= JUDGED_BARS:
+            down = common(await self._outages(follower.symbol, page), holes)
+        reason = f"no market of {self._exchange.name} has a candle there"
+        known = [Stretch(*span, "outage", SOURCE, reason) for span in down]
+        empty = [Stretch(*hole, "empty", SOURCE) for hole in holes]
+        return [*known, *without(empty, known, same_status=False)]
+
+    async def _outages(self, symbol: str, page: CandlePage) -> list[Span]:
+        """When the exchange was down. A page of some minutes says little about what is usual for
+        the market, so more of it is looked at."""
+        now = await self._exchange.now()
+        closed = self._frame.open_time(now - self._grace)
+        if self._witnesses is None or self._witnesses[0] != closed:
+            # What others did until then is asked for once, for all markets.
+            listings = await self._exchange.load_markets()
+            found = Witnesses(self._store, self._exchange, self._frame, listings, now, self._grace)
+            self._witnesses = (closed, found)
+        witnesses = self._witnesses[1]
+        since = page.since - AROUND_BARS * self._frame.length
+        down: list[Span] = []
+        async for wider in candle_pages(
+            self._exchange, symbol, self._frame, since, page.until, grace=self._grace
+        ):
+            if wider.status is PageStatus.ANSWERED:
+                down += await witnesses.outages(symbol, wider, traded_before=False)
+        return down
 
     def _tell_gap(self, market: Market, since: int, until: int) -> bool:
         self._tell(

@@ -216,9 +216,10 @@ def _tell(
 
 @dataclass(slots=True)
 class _Group:
-    """Markets that share a connection. what: trades or candles."""
+    """Markets that share a connection. what: trades or candles. kind: of the markets."""
 
     what: str
+    kind: str
     followers: dict[str, Any] = field(default_factory=dict)
     is_connected: bool = False
 
@@ -289,7 +290,6 @@ class Feed:
 
     async def _prepare_trades(self, markets: Sequence[Market], now: datetime) -> None:
         venue = self._exchange.venue
-        group = _Group("trades")
         for market in markets:
             usual = venue.trade_id_space
             space = await self._store.trades.id_space(market)
@@ -309,11 +309,10 @@ class Feed:
             )  # fmt: skip
             self._writer.follow(follower)
             self._refiller.follow(follower)
-            group = self._add(group, market, follower)
+            self._add("trades", market, follower)
 
     async def _prepare_candles(self, markets: Sequence[Market], now: datetime) -> None:
         opened = self._frame.open_time(now)
-        group = _Group("candles")
         if self._frame.name not in self._exchange.timeframes:
             raise NotOffered(self._exchange.name, f"it has no {self._frame} candles")
         streams = self._exchange.streams_candles
@@ -328,17 +327,18 @@ class Feed:
             at = self._resume(market, known, opened)
             if at == opened and not known:
                 before = self._frame.open_time(opened - _MS)
-                mark = Stretch(before, opened, MARK, SOURCE)
+                mark = Stretch(before, opened, MARK, SOURCE, "begun here")
                 await self._store.candles.write_fetched(
                     market, self._frame, candle_table([]), [mark], now=now, source=SOURCE
                 )
+                at = before
             follower = CandleFollower(
                 market, self._frame, to_ms(at),
                 SPREAD_MS * index // len(markets),
             )  # fmt: skip
             self._refiller.follow(follower)
             if streams:
-                group = self._add(group, market, follower)
+                self._add("candles", market, follower)
 
     def _resume(self, market: Market, known: Sequence[Stretch], now: datetime) -> datetime:
         """Where a market has to go on: the first hole that is young enough, else `now`.
@@ -364,13 +364,17 @@ class Feed:
             at = max(at, one.until)
         return min(at, now)
 
-    def _add(self, group: _Group, market: Market, follower: object) -> _Group:
-        if len(group.followers) >= GROUP:
-            group = _Group(group.what)
-        if not group.followers:
+    def _add(self, what: str, market: Market, follower: object) -> None:
+        """Spot and contracts are streamed from different addresses."""
+        name = market.name
+        kind = f"{name.type} {'inverse' if name.settle == name.base else ''}"
+        for group in self._groups:
+            if (group.what, group.kind) == (what, kind) and len(group.followers) < GROUP:
+                break
+        else:
+            group = _Group(what, kind)
             self._groups.append(group)
-        group.followers[market.name.symbol] = follower
-        return group
+        group.followers[name.symbol] = follower
 
     def start(self, tasks: asyncio.TaskGroup) -> None:
         """Run everything in `tasks`."""
