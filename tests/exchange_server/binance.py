@@ -192,7 +192,7 @@ class Binance(Venue):
         bars = listing.candles(
             interval, self.clock.now_ms(), since, until, limit, newest=since is None
         )
-        return Answer([_spelled(listing, interval, bar) for bar in bars])
+        return Answer([spelled(listing, interval, bar) for bar in bars])
 
     def _agg_trades(self, listing: Listing, query: Mapping[str, str]) -> Answer:
         tape = self.aggregates[listing.id].tape
@@ -224,7 +224,8 @@ class Binance(Venue):
         return Answer([raw_trade(tick) for tick in found])
 
 
-def _spelled(listing: Listing, interval: str, bar: Bar) -> str:
+def spelled(listing: Listing, interval: str, bar: Bar) -> str:
+    """The bar as it is sent; spelled once."""
     known = listing.series.spelled.get((interval, bar.open_ms))
     if known is None or known[0] is not bar:
         known = (bar, Raw(dump(kline(bar, LENGTH_MS[interval]))))

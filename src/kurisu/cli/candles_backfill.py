@@ -89,6 +89,7 @@ async def backfill(
     from kurisu.domain.timeframe import timeframe as timeframe_of
     from kurisu.exchange.configured import open_configured
     from kurisu.ingest.backfill import run_backfill
+    from kurisu.ingest.collector import quiet_collector
 
     frame = timeframe_of(timeframe)
     first, end = parse_range(since, until)
@@ -102,6 +103,7 @@ async def backfill(
             markets = await _chosen(store, opened, symbols, quote, type)
         if queue:
             return await _queue(session, store, opened, markets, frame, first, end, allow_expiring)
+        quiet_collector()
         with bars(session, "candles") as watch:
             report = await run_backfill(
                 store, opened, markets, frame, first, end,
