@@ -10,6 +10,8 @@ from bisect import bisect_right
 from collections.abc import Mapping
 from typing import Any, Final
 
+from exchange_server.clock import VirtualClock
+from exchange_server.kraken_account import KrakenAccount
 from exchange_server.truth import LENGTH_MS, Bar, Listing, Tick
 from exchange_server.venue import Answer, Venue
 from exchange_server.wire import Raw
@@ -37,6 +39,18 @@ class Kraken(Venue):
     """A `Venue`."""
 
     name = "kraken"
+
+    def __init__(self, clock: VirtualClock, limit: int | None) -> None:
+        super().__init__(clock, limit)
+        self.account = KrakenAccount(clock, self.listings)
+
+    def is_private(self, path: str) -> bool:
+        return path.startswith("0/private/")
+
+    def answer_signed(
+        self, method: str, path: str, signed: str, headers: Mapping[str, str]
+    ) -> Answer:
+        return self.account.handle(path, signed, headers)
 
     def weight(self, path: str, query: Mapping[str, str]) -> int:
         return 1

@@ -68,7 +68,7 @@ class World:
     @asynccontextmanager
     async def exchange(self, **settings: Any) -> AsyncIterator[CcxtAccount]:
         env = {"apiKey": KEY, "secret": SECRET}
-        async with self._open("binance", {"env": env, **settings}) as opened:
+        async with self._open(self.account.exchange, {"env": env, **settings}) as opened:
             yield CcxtAccount(opened)
 
     @asynccontextmanager

@@ -13,6 +13,7 @@ the amount and the prices, digit for digit.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
@@ -52,6 +53,7 @@ from kurisu.exchange.private_port import (
 )
 from kurisu.exchange.private_venues import (
     CAUTIOUS_LIMIT,
+    Cursor,
     OrderLookup,
     PrivateVenue,
     private_venue_of,
@@ -75,6 +77,8 @@ class _Outgoing:
     numbers: Mapping[str, Decimal] = field(default_factory=dict)
     is_sent: bool = False
 
+
+_UNKNOWN_ORDER: Final = re.compile(r"EOrder:(Unknown|Invalid) order\b")
 
 _outgoing: ContextVar[_Outgoing | None] = ContextVar("outgoing", default=None)
 
@@ -143,7 +147,7 @@ class CcxtAccount:
     async def fetch_open_orders(self, symbol: str) -> list[ReportedOrder]:
         """Orders of a market that are not over."""
         await self._listed(symbol)
-        rows = await self._ask(lambda: self._client.fetch_open_orders(symbol))
+        rows = await self._open_orders(symbol)
         return [self._order(row) for row in rows if row["symbol"] == symbol]
 
     async def fetch_orders(self, symbol: str, query: RecordQuery) -> OrderPage:
@@ -151,15 +155,20 @@ class CcxtAccount:
         await self._listed(symbol)
         limit = self.private.order_limit or CAUTIOUS_LIMIT
         rows: dict[str, Any] = {}
-        is_full = False
+        is_full, cursor = False, None
         for method in self._order_methods(query):
-            found = await self._records(method, symbol, query, limit, "orderId")
-            is_full |= len(found) >= limit
+            if method == "fetch_open_orders":
+                # They are listed whole, and with the first page.
+                found = [] if query.cursor else await self._open_orders(symbol)
+            else:
+                found = await self._records(method, symbol, query, limit, "orderId")
+                is_full |= len(found) >= limit
+                cursor = self._cursor(query, found) if len(found) >= limit else cursor
             rows |= {str(row["id"]): row for row in found}
         orders, unreadable = self._read(
             [row for row in rows.values() if row["symbol"] == symbol], "order", self._order
         )
-        return OrderPage(orders, unreadable, is_full)
+        return OrderPage(orders, unreadable, is_full, cursor)
 
     async def fetch_executions(self, symbol: str, query: RecordQuery) -> ExecutionPage:
         """One request for fills."""
@@ -169,7 +178,9 @@ class CcxtAccount:
         executions, unreadable = self._read(
             [row for row in found if row["symbol"] == symbol], "trade", Execution.from_ccxt
         )
-        return ExecutionPage(executions, unreadable, len(found) >= limit)
+        is_full = len(found) >= limit
+        cursor = self._cursor(query, found) if is_full else None
+        return ExecutionPage(executions, unreadable, is_full, cursor)
 
     async def fetch_balances(self) -> list[ReportedBalance]:
         """What the account has, by asset; assets of which it has nothing are left out."""
@@ -405,6 +416,11 @@ class CcxtAccount:
                 return await make()
             except ccxt.OrderNotFound:
                 return None
+            except ccxt.ExchangeError as error:
+                # Kraken's and others' words for it, which CCXT does not tell from other refusals.
+                if _UNKNOWN_ORDER.search(str(error)):
+                    return None
+                raise
 
         return await self._ask(attempt)
 
@@ -440,19 +456,55 @@ class CcxtAccount:
             raise NotOffered(self.name, "CCXT lists none of its past orders")
         return [*ended, "fetch_open_orders"]
 
+    async def _open_orders(self, symbol: str) -> list[Any]:
+        """Raises BadAnswer if there are more than the venue shows at once."""
+        spot = (self._client.features or {}).get("spot") or {}
+        limit = (spot.get("fetchOpenOrders") or {}).get("limit")
+        found: list[Any] = []
+        params: dict[str, Any] = {}
+        while True:
+
+            async def ask(more: dict[str, Any] = params) -> Any:
+                return await self._client.fetch_open_orders(symbol, None, limit, more)
+
+            rows = await self._ask(ask)
+            found += rows
+            if limit is None or len(rows) < limit:
+                return found
+            cursor = self._cursor(RecordQuery(), rows)
+            if self.private.cursor is not Cursor.TOKEN or cursor is None:
+                raise BadAnswer(self.name, f"it shows {limit} open orders, and there may be more")
+            params = {Cursor.TOKEN.value: cursor}
+
+    def _cursor(self, query: RecordQuery, rows: list[Any]) -> str | None:
+        """Where a question goes on whose page was full."""
+        if self.private.cursor is Cursor.OFFSET:
+            return str(int(query.cursor or 0) + len(rows))
+        if self.private.cursor is Cursor.TOKEN:
+            told = [
+                row["info"].get("nextPageCursor") for row in rows if isinstance(row["info"], dict)
+            ]
+            return next((str(token) for token in reversed(told) if token), None)
+        return None
+
     async def _records(
         self, method: str, symbol: str, query: RecordQuery, limit: int, id_parameter: str
     ) -> list[Any]:
         params: dict[str, Any] = {}
-        if query.until_ms is not None and method != "fetch_open_orders":
-            params["until"] = query.until_ms
+        if query.until_ms is not None:
+            if self._client.id == "kraken":
+                # CCXT sends `until` in milliseconds where Kraken wants seconds.
+                params["end"] = query.until_ms // 1000 + 1
+            else:
+                params["until"] = query.until_ms
         if query.from_id is not None:
             params[id_parameter] = query.from_id
-        since = None if method == "fetch_open_orders" else query.since_ms
+        if query.cursor is not None and self.private.cursor is not None:
+            params[self.private.cursor.value] = query.cursor
         asked = None if self.private.all_markets else symbol
 
         async def ask() -> Any:
-            return await getattr(self._client, method)(asked, since, limit, params)
+            return await getattr(self._client, method)(asked, query.since_ms, limit, params)
 
         rows = await self._ask(ask)
         if not isinstance(rows, list):

@@ -1,9 +1,10 @@
 """An account's orders and fills of one market, complete, by whichever way the venue offers.
 
-A page that is full may hide more, and which end it shows differs from venue to venue. So a window
-whose page is full is cut in half and asked for again, until no page is full; this needs no cursor
-and no order. Where the venue pages by id, the newest page often is everything there is, and long
-histories are walked by id from the first record on.
+A page that is full may hide more, and which end it shows differs from venue to venue. Where the
+venue gives a cursor its pages are followed; else a window whose page is full is cut in half and
+asked for again, until no page is full, which needs neither cursor nor order. Where the venue pages
+by id, the newest page often is everything there is, and long histories are walked by id from the
+first record on.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ class _Page(Generic[_Row]):
     rows: tuple[_Row, ...]
     unreadable: tuple[Unreadable, ...]
     is_full: bool
+    cursor: str | None
 
 
 _Ask = Callable[[RecordQuery], Awaitable[_Page[_Row]]]
@@ -66,7 +68,7 @@ def order_windows(
 
     async def ask(query: RecordQuery) -> _Page[ReportedOrder]:
         page: OrderPage = await account.fetch_orders(symbol, query)
-        return _Page(page.orders, page.unreadable, page.is_full)
+        return _Page(page.orders, page.unreadable, page.is_full, page.cursor)
 
     venue = account.private
     walk = _Walk(account, ask, _order_id, _order_time, venue.order_window_ms)
@@ -80,7 +82,7 @@ def execution_windows(
 
     async def ask(query: RecordQuery) -> _Page[Execution]:
         page: ExecutionPage = await account.fetch_executions(symbol, query)
-        return _Page(page.executions, page.unreadable, page.is_full)
+        return _Page(page.executions, page.unreadable, page.is_full, page.cursor)
 
     venue = account.private
     walk = _Walk(account, ask, _trade_id, _trade_time, venue.trade_window_ms)
@@ -155,7 +157,10 @@ class _Walk(Generic[_Row]):
         waiting = [(at, last)]
         while waiting:
             since, until = waiting.pop()
-            page = await self._ask(RecordQuery(since - self._margin_ms, until + self._margin_ms))
+            query = RecordQuery(since - self._margin_ms, until + self._margin_ms)
+            page = await self._ask(query)
+            if page.is_full and page.cursor is not None:
+                page = await self._all_pages(query, page)
             if not page.is_full:
                 yield self._window(page, until)
                 continue
@@ -166,6 +171,19 @@ class _Walk(Generic[_Row]):
                 )
             middle = (since + until) // 2
             waiting += [(middle + 1, until), (since, middle)]
+
+    async def _all_pages(self, query: RecordQuery, page: _Page[_Row]) -> _Page[_Row]:
+        """Every page of a question, by the venue's cursor, as one."""
+        rows, unreadable = [*page.rows], [*page.unreadable]
+        seen = {page.cursor}
+        while page.is_full and page.cursor is not None:
+            page = await self._ask(query._replace(cursor=page.cursor))
+            rows += page.rows
+            unreadable += page.unreadable
+            if page.is_full and page.cursor in seen:
+                raise BadAnswer(self._account.name, f"its cursor does not move on: {page.cursor}")
+            seen.add(page.cursor)
+        return _Page(tuple(rows), tuple(unreadable), False, None)
 
     async def _by_id(self, first: str, end: int) -> AsyncIterator[Window[_Row]]:
         """From the id `first` on, inclusive, to the newest record."""

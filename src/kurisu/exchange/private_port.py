@@ -73,29 +73,33 @@ class Unreadable(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class OrderPage:
-    """What one request for orders gave. is_full: there may be more."""
+    """What one request for orders gave. is_full: there may be more. cursor: where the same
+    question goes on, on venues that say so."""
 
     orders: tuple[ReportedOrder, ...]
     unreadable: tuple[Unreadable, ...] = ()
     is_full: bool = False
+    cursor: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ExecutionPage:
-    """What one request for fills gave. is_full: there may be more."""
+    """What one request for fills gave. is_full, cursor: see `OrderPage`."""
 
     executions: tuple[Execution, ...]
     unreadable: tuple[Unreadable, ...] = ()
     is_full: bool = False
+    cursor: str | None = None
 
 
 class RecordQuery(NamedTuple):
     """Which records of a market: from an id on, in a window of time (ms, inclusive), or, with
-    nothing set, the newest."""
+    nothing set, the newest. cursor: the next page of the same question."""
 
     since_ms: int | None = None
     until_ms: int | None = None
     from_id: str | None = None
+    cursor: str | None = None
 
 
 class PrivateExchange(Protocol):

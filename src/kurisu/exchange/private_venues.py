@@ -36,6 +36,13 @@ class OrderLookup(StrEnum):
     NONE = "none"
 
 
+class Cursor(StrEnum):
+    """How a venue's lists go on, beside what CCXT unifies."""
+
+    OFFSET = "ofs"  # how many rows to skip
+    TOKEN = "cursor"  # noqa: S105  # what the last row's nextPageCursor says
+
+
 @dataclass(frozen=True, slots=True)
 class ClientIds:
     """What a venue takes as an order's client id.
@@ -83,6 +90,7 @@ class PrivateVenue:
     order_window_ms, order_limit: likewise for orders.
     all_markets: a request gives the records of every market, whichever was asked for.
     time_margin_ms: bounds in time are cut to whole seconds, or exclusive: ask so much earlier.
+    cursor: how the next page of a question is asked for; None where it is not known.
     newest_without_time: with neither time nor id it gives its newest records, and fewer than a
         page are all there are.
     id_paging: records can be asked for from an id on (CCXT's params: fromId, orderId).
@@ -101,6 +109,7 @@ class PrivateVenue:
     order_limit: int | None = None
     all_markets: bool = False
     time_margin_ms: int = 0
+    cursor: Cursor | None = None
     newest_without_time: bool = False
     id_paging: bool = False
 
@@ -147,6 +156,7 @@ PRIVATE_VENUES: Final[Mapping[str, PrivateVenue]] = {
         trade_limit=100,
         order_window_ms=7 * DAY_MS,
         order_limit=50,
+        cursor=Cursor.TOKEN,  # add_pagination_cursor_to_result()
     ),
     "okx": PrivateVenue(
         # clOrdId: letters and digits, at most 32.
@@ -171,6 +181,7 @@ PRIVATE_VENUES: Final[Mapping[str, PrivateVenue]] = {
         order_limit=50,  # a page of ClosedOrders
         all_markets=True,
         time_margin_ms=2_000,  # start is exclusive, and whole seconds
+        cursor=Cursor.OFFSET,
     ),
     "kucoin": PrivateVenue(
         client_ids=ClientIds(r"[A-Za-z0-9_-]{1,40}"),  # clientOid
