@@ -181,7 +181,7 @@ async def export(
 
     frame = timeframe_of(timeframe)
     first, end = parse_range(since, until)
-    kind = _format(format_, output)
+    kind = export_format(format_, output)
     if float64 and kind is candle_export.Format.CSV:
         raise InvalidArgument("CSV is text and always exact; --float64 is for the others")
     if output is None and (session.json or kind is not candle_export.Format.CSV):
@@ -207,7 +207,8 @@ async def export(
         session.result(data, f"{len(bars):,} candles in {safe(str(output))}")
 
 
-def _format(given: str | None, output: Path | None) -> Format:
+def export_format(given: str | None, output: Path | None) -> Format:
+    """What --format says, else the ending of `output`, else CSV. Raises InvalidArgument."""
     from kurisu.report.candle_export import Format
 
     ending = output.suffix.lstrip(".").lower() if output is not None else ""

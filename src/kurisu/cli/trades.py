@@ -1,13 +1,259 @@
-"""`kurisu trades`: public trades, tick by tick."""
+"""`kurisu trades`: public trades, tick by tick (import and backfill stand beside)."""
 
 from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from kurisu.cli import trades_backfill, trades_import
+from kurisu.cli.candles import NUMBERS, export_format
+from kurisu.cli.command import (
+    Session,
+    command,
+    find_market,
+    parse_range,
+)
+from kurisu.cli.output import iso, safe, table
+from kurisu.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from kurisu.domain.candle import Candle
+    from kurisu.ingest.trade_candles import Difference, TradeCandlesReport
 
 app = typer.Typer(
     help="Public trades: fetch, import, look, export, make candles.", no_args_is_help=True
 )
 trades_import.add_to(app)
 trades_backfill.add_to(app)
+
+#: Differences that the text report shows.
+SHOWN: Final = 20
+SinceOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TIME",
+        help="First time: a date, an ISO time (UTC if it names no zone), or an epoch.",
+        show_default=False,
+    ),
+]
+UntilOption = Annotated[
+    str | None,
+    typer.Option(metavar="TIME", help="End, exclusive; written like --since.", show_default=False),
+]
+MarketArgument = Annotated[
+    str | None,
+    typer.Argument(metavar="MARKET", help="E.g. binance:BTC/USDT.", show_default=False),
+]
+MarketOption = Annotated[
+    str | None,
+    typer.Option(
+        "--market",
+        metavar="EXCHANGE:SYMBOL",
+        help="The same, as other commands have it.",
+        show_default=False,
+    ),
+]
+
+
+def _name(argument: str | None, option: str | None) -> str:
+    """The one market that is named. Raises InvalidArgument."""
+    if (argument is None) == (option is None):
+        raise InvalidArgument("name one market, e.g. binance:BTC/USDT.")
+    return argument or option or ""
+
+
+@command(app, "show")
+async def show(
+    session: Session,
+    name: MarketArgument = None,
+    market: MarketOption = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
+    limit: Annotated[int, typer.Option(min=1, help="Trades to show at most.")] = 20,
+) -> None:
+    """Show trades: the newest, or with --since the first from there on."""
+    first, end = parse_range(since, until)
+    async with session.open() as store:
+        found = await find_market(store, _name(name, market))
+        space = await store.trades.id_space(found)
+        if first is not None:
+            trades = await store.trades.read(found, first, end, limit=limit)
+        else:
+            trades = await store.trades.latest(found, limit, until=end)
+    rows = trades.table.to_pylist()
+    if not rows and not session.json:
+        session.note(f"No trades of {found}{_in_range(first, end)}.")
+        return
+    headers = [
+        name
+        for name in trades.table.column_names
+        if name != "taker_or_maker" or any(row[name] for row in rows)
+    ]
+    session.result(
+        {"market": str(found), "id_space": space, "trades": rows},
+        lambda: table(
+            headers,
+            [[row[name] for name in headers] for row in rows],
+            right={"price", "amount", "cost"},
+        ),
+    )
+
+
+def _in_range(since: object, until: object) -> str:
+    return "" if since is None and until is None else " in that range"
+
+
+@command(app, "export")
+async def export(
+    session: Session,
+    name: MarketArgument = None,
+    market: MarketOption = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Else CSV goes to stdout."),
+    ] = None,
+    format_: Annotated[
+        str | None,
+        typer.Option("--format", metavar="csv|parquet|feather", help="Else by FILE's ending."),
+    ] = None,
+    float64: Annotated[
+        bool, typer.Option("--float64", help="Numbers as nearest doubles instead of decimals.")
+    ] = False,
+) -> None:
+    """Export trades, exactly, to CSV, Parquet or Feather; ranges of any size."""
+    from kurisu.report import trade_export
+    from kurisu.report.atomic_file import atomic_file
+    from kurisu.report.candle_export import Format
+
+    first, end = parse_range(since, until)
+    kind = export_format(format_, output)
+    if output is None and (session.json or kind is not Format.CSV):
+        raise InvalidArgument("--output FILE is needed: only CSV goes to stdout")
+    count = 0
+    with contextlib.ExitStack() as stack:
+        sink = sys.stdout.buffer
+        if output is not None:
+            sink = stack.enter_context(atomic_file(output))
+        write = stack.enter_context(trade_export.writer(kind, sink, float64=float64))
+        async with session.open() as store:
+            found = await find_market(store, _name(name, market))
+            with session.working(f"writing trades of {found}"):
+                async for trades in store.trades.iterate(found, first, end):
+                    write(trades)
+                    count += len(trades)
+    if not count:
+        session.note(f"No trades of {found}{_in_range(first, end)}.")
+    if output is not None:
+        data = {"market": str(found), "file": output, "format": kind, "trades": count}
+        session.result(data, f"{count:,} trades in {safe(str(output))}")
+
+
+@command(app, "to-candles")
+async def to_candles(
+    session: Session,
+    name: MarketArgument = None,
+    market: MarketOption = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
+    write: Annotated[
+        bool, typer.Option("--write", help="Store the candles that are missing.")
+    ] = False,
+    allow_expiring: Annotated[
+        bool,
+        typer.Option(
+            "--allow-expiring",
+            help="Store candles that are older than the retention you have set all the same.",
+        ),
+    ] = False,
+) -> int:
+    """Build 1m candles from stored trades and compare them with the stored candles.
+
+    Only minutes count whose trades are known to be complete. Minutes without trades give no
+    candle. With --write candles are stored where there are none; stored ones are never changed.
+
+    Exit code 1 if a stored candle says something else than the trades.
+    """
+    from kurisu.ingest.trade_candles import candles_from_trades
+
+    first, end = parse_range(since, until)
+    async with session.open() as store:
+        found = await find_market(store, _name(name, market))
+        with session.working(f"building candles from trades of {found}"):
+            report = await candles_from_trades(
+                store, found, first, end, write=write, allow_expiring=allow_expiring
+            )
+    session.result(_as_dict(report), lambda: candles_text(report))
+    return 0 if report.is_ok else 1
+
+
+def _as_dict(report: TradeCandlesReport) -> dict[str, Any]:
+    return {
+        "market": report.market,
+        "since": report.since,
+        "until": report.until,
+        "ok": report.is_ok,
+        **_counts(report),
+        "differences": [
+            {"time": d.time, "stored": _bar(d.stored), "trades": _bar(d.made)}
+            for d in report.differences
+        ],
+        "notes": report.notes,
+    }
+
+
+def _counts(report: TradeCandlesReport) -> dict[str, int]:
+    names = ("minutes", "candles", "equal", "different", "missing", "unfounded", "unsure",
+             "incomplete", "inserted")  # fmt: skip
+    return {name: getattr(report, name) for name in names}
+
+
+def _bar(candle: Candle | None) -> dict[str, Any] | None:
+    return None if candle is None else {name: getattr(candle, name) for name in NUMBERS}
+
+
+def candles_text(report: TradeCandlesReport) -> str:
+    """What trades say of the candles, for people."""
+    if report.since is None or report.until is None:
+        return (
+            f"nothing is known to be complete of the trades of {safe(report.market)}: "
+            "`kurisu trades backfill` records it, and `kurisu trades import --complete`"
+        )
+    lines = [
+        f"{safe(report.market)}, {iso(report.since)} to {iso(report.until)}: "
+        f"{report.minutes:,} minutes whose trades are complete, {report.candles:,} with trades",
+        f"  stored candles: {report.equal:,} equal, {report.different:,} different, "
+        f"{report.missing:,} missing, {report.unfounded:,} without a trade",
+    ]
+    if report.unsure:
+        lines.append(
+            f"  {report.unsure:,} minutes begin or end with several prices in one millisecond, "
+            "whose order nobody knows"
+        )
+    if report.incomplete:
+        lines.append(f"  {report.incomplete:,} more minutes have trades that may not be all")
+    if report.inserted:
+        lines.append(f"  stored {report.inserted:,} candles")
+    lines += [f"  note: {safe(note)}" for note in report.notes]
+    contradictions = [one for one in report.differences if one.stored is not None]
+    if contradictions:
+        lines.append(_differences_table(contradictions[:SHOWN]))
+        more = report.different + report.unfounded - min(SHOWN, len(contradictions))
+        if more:
+            lines.append(f"and {more:,} more (--json)")
+    return "\n".join(lines)
+
+
+def _differences_table(differences: Sequence[Difference]) -> str:
+    rows: list[list[Any]] = []
+    for one in differences:
+        for label, candle in (("stored", one.stored), ("trades", one.made)):
+            values = ["none", *[None] * (len(NUMBERS) - 1)] if candle is None else candle[1:6]
+            rows.append([one.time, label, *values])
+    return table(("time", "by", *NUMBERS), rows, right=set(NUMBERS))

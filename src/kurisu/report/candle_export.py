@@ -57,7 +57,7 @@ def write_csv(table: pa.Table, sink: BinaryIO) -> None:
     for batch in table.to_batches(max_chunksize=TEXT_ROWS):
         columns = [_text(column) for column in batch.columns]
         columns[-1] = pc.binary_join_element_wise(columns[-1], "\n", "")
-        sink.write(_content(pc.binary_join_element_wise(*columns, ",")))
+        sink.write(content(pc.binary_join_element_wise(*columns, ",")))
 
 
 def _text(column: pa.Array) -> pa.Array:
@@ -113,7 +113,7 @@ def _unscaled(column: pa.Array) -> tuple[pa.Array, int]:
     ), SCALE
 
 
-def _content(lines: pa.Array) -> memoryview:
+def content(lines: pa.Array) -> memoryview:
     """The bytes of all the strings of an array, one after another, without copying them."""
     _, offsets, data = lines.buffers()
     if data is None:

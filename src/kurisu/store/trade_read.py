@@ -33,17 +33,18 @@ KINDS: Final = (
 _COLUMNS: Final = ", ".join(name for name, _ in KINDS)
 
 # Trades of a market, by time; those of one millisecond by id, numbers by their value. Parameters:
-# market_id, since, until.
+# market_id, since, until, limit (null for all).
 TRADES: Final = f"""
 SELECT {_COLUMNS} FROM trades
  WHERE market_id = $1 AND time >= $2 AND time < $3
  ORDER BY time, length(trade_id), trade_id COLLATE "C"
+ LIMIT $4
 """
 
-# The newest trades of a market, by time. Parameters: market_id, count.
+# The newest trades of a market, by time. Parameters: market_id, count, until.
 LATEST_TRADES: Final = f"""
 SELECT {_COLUMNS} FROM (
-    SELECT {_COLUMNS} FROM trades WHERE market_id = $1
+    SELECT {_COLUMNS} FROM trades WHERE market_id = $1 AND time < $3
      ORDER BY time DESC, length(trade_id) DESC, trade_id COLLATE "C" DESC LIMIT $2) newest
  ORDER BY time, length(trade_id), trade_id COLLATE "C"
 """
@@ -90,12 +91,15 @@ async def numbered(
 
 
 async def read(
-    connection: AsyncConnection, market_id: int, since: datetime | None, until: datetime | None
+    connection: AsyncConnection,
+    market_id: int,
+    since: datetime | None,
+    until: datetime | None,
+    limit: int | None = None,
 ) -> pa.Table:
-    """Trades made in [since, until); columns as KINDS."""
-    return await copy_to_arrow(
-        await driver(connection), TRADES, [market_id, since or EARLIEST, until or LATEST], KINDS
-    )
+    """Trades made in [since, until), the first `limit` of them; columns as KINDS."""
+    bounds = [market_id, since or EARLIEST, until or LATEST, limit]
+    return await copy_to_arrow(await driver(connection), TRADES, bounds, KINDS)
 
 
 async def tables(
@@ -127,9 +131,12 @@ async def snapshot(database: AsyncEngine) -> AsyncIterator[AsyncConnection]:
                 yield connection
 
 
-async def latest(connection: AsyncConnection, market_id: int, count: int) -> pa.Table:
-    """The newest `count` trades, by time."""
-    return await copy_to_arrow(await driver(connection), LATEST_TRADES, [market_id, count], KINDS)
+async def latest(
+    connection: AsyncConnection, market_id: int, count: int, until: datetime | None
+) -> pa.Table:
+    """The newest `count` trades made before `until`, by time."""
+    bounds = [market_id, count, until or LATEST]
+    return await copy_to_arrow(await driver(connection), LATEST_TRADES, bounds, KINDS)
 
 
 async def cutoff(connection: AsyncConnection) -> datetime | None:

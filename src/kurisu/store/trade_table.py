@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 
 from kurisu.domain.trade import Trade
 from kurisu.store.exact_table import ExactTable, to_float64
+
+SCHEMA: Final = pa.schema(
+    [
+        ("time", pa.timestamp("us", tz="UTC")),
+        ("trade_id", pa.string()),
+        ("side", pa.string()),
+        ("price", pa.decimal128(38, 18)),
+        ("amount", pa.decimal128(38, 18)),
+        ("cost", pa.decimal128(38, 18)),
+        ("taker_or_maker", pa.string()),
+    ]
+)
 
 
 class TradeTable(ExactTable):

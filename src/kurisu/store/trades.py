@@ -197,16 +197,22 @@ class Trades:
             )  # fmt: skip
 
     async def read(
-        self, market: Market, since: datetime | None = None, until: datetime | None = None
+        self,
+        market: Market,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        *,
+        limit: int | None = None,
     ) -> TradeTable:
         """Trades made in [since, until), by time; those of one millisecond by id.
 
-        Everything without bounds. Raises InvalidArgument for a time without a zone.
+        limit: no more than the first so many. Everything without bounds. Raises InvalidArgument
+        for a time without a zone.
         """
         async with transaction(self._store.database) as connection:
             return TradeTable(
                 await trade_read.read(
-                    connection, market.id, aware(since, "since"), aware(until, "until")
+                    connection, market.id, aware(since, "since"), aware(until, "until"), limit
                 )
             )
 
@@ -223,10 +229,14 @@ class Trades:
             ):
                 yield TradeTable(table)
 
-    async def latest(self, market: Market, count: int = 1) -> TradeTable:
-        """The newest `count` trades, by time."""
+    async def latest(
+        self, market: Market, count: int = 1, *, until: datetime | None = None
+    ) -> TradeTable:
+        """The newest `count` trades (made before `until`), by time."""
         async with transaction(self._store.database) as connection:
-            return TradeTable(await trade_read.latest(connection, market.id, count))
+            return TradeTable(
+                await trade_read.latest(connection, market.id, count, aware(until, "until"))
+            )
 
     async def coverage(
         self, market: Market, since: datetime | None = None, until: datetime | None = None
