@@ -392,3 +392,24 @@ async def test_a_retention_that_the_user_has_set_stops_it_before_the_first_reque
     report = await backfill(store, opened, allow_expiring=True)
     assert report.is_done
     assert "will be dropped again" in report.notes[0]
+
+
+@pytest.mark.parametrize("tier", ["plain", "apache", "community"], indirect=True)
+async def test_every_engine(store: Store, server: ExchangeServer, opened: Opener) -> None:
+    """Rows, holes, bars of every timeframe, and what is asked the second time."""
+    bars = without(BARS, (300, 310))
+    server.binance.listings["SHIBUSDT"].series = Series(bars)
+    add_market(server, "BTC", BARS)
+    report = await backfill(store, opened, ["SHIB/USDT", "BTC/USDT"])
+    assert report.is_done
+    assert await stored(store, "SHIB/USDT") == closed(bars)
+    assert await stored(store, "BTC/USDT") == closed(BARS)
+    assert [row[2] for row in await known(store, "SHIB/USDT")] == ["complete", "empty", "complete"]
+    verified = await store.candles.verify()
+    assert verified.ok
+    assert sum(verified.checked.values()) > 500
+    server.requests.clear()
+    report = await backfill(store, opened, ["SHIB/USDT", "BTC/USDT"])
+    assert server.asked("klines") == []
+    await store.queue.put("stroll", [{}])
+    assert await store.queue.size() == {"stroll": 1}
