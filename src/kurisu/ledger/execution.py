@@ -196,7 +196,12 @@ def value_of(execution: Execution, terms: MarketTerms) -> Decimal:
 
 def in_order_of_time(executions: Iterable[Execution]) -> list[Execution]:
     """Executions as they happened, by a key that follows from their content alone."""
-    return sorted(executions, key=lambda execution: _order_key(execution.time, core_of(execution)))
+    return sorted(executions, key=time_key)
+
+
+def time_key(execution: Execution) -> OrderKey:
+    """Sorts executions as they happened."""
+    return _order_key(execution.time, core_of(execution))
 
 
 def core_of(execution: Execution) -> Core:

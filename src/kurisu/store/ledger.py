@@ -472,7 +472,32 @@ class Ledger:
                 wallets = list({_wallet(row): row for row in wallets}.values())
             return await ledger_state.write_snapshot(connection, time, held, wallets)
 
+    # Names and terms
+
+    async def strategies(self) -> dict[int, str]:
+        """Names of the strategies by id."""
+        async with transaction(self._store.database) as connection:
+            rows = await connection.execute(text("SELECT id, name FROM strategies ORDER BY id"))
+            return {row.id: row.name for row in rows}
+
+    async def terms(self, name: MarketName) -> MarketTerms:
+        """How a market settles. Raises NotFound, LedgerRuleBroken."""
+        return (await self._market(name))[1]
+
     # How
+
+    async def _market(self, name: MarketName) -> tuple[int, MarketTerms]:
+        async with transaction(self._store.database) as connection:
+            row = (
+                await connection.execute(
+                    text(MARKET), {"exchange": name.exchange, "symbol": name.symbol}
+                )
+            ).one_or_none()
+        if row is None:
+            raise NotFound(
+                f"market {name} is not in the database; `kurisu markets list` shows what is there."
+            )
+        return row.id, MarketTerms.of(name, row.contract_size)
 
     async def _scope_of(
         self, account: Account | None, symbol: str | None, market: Market | None, run_id: int | None
@@ -499,19 +524,8 @@ class Ledger:
         key = (account_id, run_id, name.exchange, name.symbol)
         found = self._scopes.get(key)
         if found is None:
-            async with transaction(self._store.database) as connection:
-                row = (
-                    await connection.execute(
-                        text(MARKET), {"exchange": name.exchange, "symbol": name.symbol}
-                    )
-                ).one_or_none()
-            if row is None:
-                raise NotFound(
-                    f"market {name} is not in the database; `kurisu markets list` shows what is "
-                    "there."
-                )
-            terms = MarketTerms.of(name, row.contract_size)
-            found = self._scopes[key] = Scope(account_id, run_id, row.id, terms)
+            market_id, terms = await self._market(name)
+            found = self._scopes[key] = Scope(account_id, run_id, market_id, terms)
         return found
 
     @contextlib.asynccontextmanager
