@@ -105,6 +105,10 @@ def _trade_time(row: Execution) -> datetime | None:
     return row.time
 
 
+class _Crowded(Exception):
+    """A page is full, and its window cannot be cut any more."""
+
+
 class _Walk(Generic[_Row]):
     """One walk through the records of a market. Times are milliseconds since 1970."""
 
@@ -141,9 +145,16 @@ class _Walk(Generic[_Row]):
         while at <= end:
             last = min(at + self._window_ms - 1, end)
             found: list[_Row] = []
-            async for window in self._halved(at, last):
-                found.extend(window.rows)
-                yield window
+            try:
+                async for window in self._halved(at, last):
+                    found.extend(window.rows)
+                    yield window
+            except _Crowded as crowded:
+                if not venue.id_paging:
+                    raise BadAnswer(self._account.name, str(crowded)) from None
+                async for window in self._by_id("0", end):
+                    yield window
+                return
             if found and venue.id_paging:
                 # From here on a page holds as many records as it can, however far apart.
                 first = max(found, key=lambda row: int(self._id(row)))
@@ -165,10 +176,7 @@ class _Walk(Generic[_Row]):
                 yield self._window(page, until)
                 continue
             if since >= until:
-                raise BadAnswer(
-                    self._account.name,
-                    f"it has more records at {from_ms(since).isoformat()} than it shows",
-                )
+                raise _Crowded(f"it has more records at {from_ms(since).isoformat()} than it shows")
             middle = (since + until) // 2
             waiting += [(middle + 1, until), (since, middle)]
 
