@@ -138,10 +138,14 @@ class _Walk(Generic[_Row]):
         if since is None and not venue.id_paging:
             since = until - DEFAULT_SPAN
         if since is None:
-            async for window in self._by_id("0", to_ms(until)):
-                yield window
-            return
-        at, end = to_ms(since), to_ms(until)
+            walk = self._by_id("0", to_ms(until))
+        else:
+            walk = self._by_window(to_ms(since), to_ms(until))
+        async for window in walk:
+            yield window
+
+    async def _by_window(self, at: int, end: int) -> AsyncIterator[Window[_Row]]:
+        by_id = self._account.private.id_paging
         while at <= end:
             last = min(at + self._window_ms - 1, end)
             found: list[_Row] = []
@@ -150,12 +154,12 @@ class _Walk(Generic[_Row]):
                     found.extend(window.rows)
                     yield window
             except _Crowded as crowded:
-                if not venue.id_paging:
+                if not by_id:
                     raise BadAnswer(self._account.name, str(crowded)) from None
                 async for window in self._by_id("0", end):
                     yield window
                 return
-            if found and venue.id_paging:
+            if found and by_id:
                 # From here on a page holds as many records as it can, however far apart.
                 first = max(found, key=lambda row: int(self._id(row)))
                 async for window in self._by_id(self._id(first), end):
