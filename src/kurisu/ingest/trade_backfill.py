@@ -14,11 +14,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 import pyarrow as pa
 
@@ -49,6 +49,8 @@ from kurisu.ingest.candle_writer import (
 from kurisu.store.markets import Market
 from kurisu.store.store import Store
 from kurisu.store.trade_coverage import TradeStretch, missing
+
+T = TypeVar("T")
 
 #: What `trade_coverage` names as the source.
 SOURCE: Final = "rest"
@@ -212,10 +214,10 @@ class _MarketWalk:
 
     async def run(self) -> None:
         report = self._report
-        known = await self._store.trades.coverage(self._market, report.since, report.until)
+        known = await self._coverage()
         wanted = missing(known, report.since, report.until)
         report.requested = sum((until - since for since, until in wanted), timedelta())
-        report.id_space = await self._store.trades.id_space(self._market)
+        report.id_space = await steadily(lambda: self._store.trades.id_space(self._market))
         if self._watch is not None:
             self._watch.begin(report.market, report.requested.total_seconds())
         writer = asyncio.create_task(self._store_all())
@@ -291,8 +293,10 @@ class _MarketWalk:
     async def _fail(self, since: datetime, until: datetime, reason: str) -> None:
         """State that a stretch was asked for in vain."""
         self._report.problems.append(Problem(since, until, "failed", reason))
-        await self._store.trades.state_many(
-            [(self._market, since, until)], status="failed", source=SOURCE, reason=reason
+        await steadily(
+            lambda: self._store.trades.state_many(
+                [(self._market, since, until)], status="failed", source=SOURCE, reason=reason
+            )
         )
 
     # -- storing ------------------------------------------------------------------------------
@@ -331,24 +335,16 @@ class _MarketWalk:
         report = self._report
         table = pa.concat_tables(page.table for page in pages)
         spaces = {page.id_space for page in pages if page.table.num_rows}
-        for attempt in range(DATABASE_ATTEMPTS):
-            try:
-                written = await self._store.trades.write(
-                    self._market, table,
-                    id_space=next(iter(spaces), None),
-                    source=SOURCE,
-                    complete=[(page.since, page.until) for page in pages if page.table.num_rows],
-                    empty=[(page.since, page.until) for page in pages if not page.table.num_rows],
-                    allow_expiring=self._allow_expiring,
-                )  # fmt: skip
-                break
-            except (WriteRefused, EngineRefused, MigrationNeeded):
-                raise
-            except DatabaseError:
-                # Stored or not: storing it again changes nothing.
-                if attempt + 1 == DATABASE_ATTEMPTS:
-                    raise
-                await asyncio.sleep(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**attempt))
+        written = await steadily(
+            lambda: self._store.trades.write(
+                self._market, table,
+                id_space=next(iter(spaces), None),
+                source=SOURCE,
+                complete=[(page.since, page.until) for page in pages if page.table.num_rows],
+                empty=[(page.since, page.until) for page in pages if not page.table.num_rows],
+                allow_expiring=self._allow_expiring,
+            )
+        )  # fmt: skip
         report.fetched += written.read
         report.inserted += written.inserted
         report.unchanged += written.unchanged
@@ -357,11 +353,17 @@ class _MarketWalk:
         report.conflicts += written.conflicts
         report.notes += written.notes
 
+    async def _coverage(self) -> list[TradeStretch]:
+        report = self._report
+        return await steadily(
+            lambda: self._store.trades.coverage(self._market, report.since, report.until)
+        )
+
     async def _conclude(self) -> None:
         """What is known of the whole range now."""
         report = self._report
         at = report.since
-        for one in await self._store.trades.coverage(self._market, report.since, report.until):
+        for one in await self._coverage():
             since, until = max(one.since, report.since), min(one.until, report.until)
             if since > at:
                 report.coverage.append(TradeStretch(at, since, "missing", ""))
@@ -369,6 +371,23 @@ class _MarketWalk:
             at = until
         if at < report.until:
             report.coverage.append(TradeStretch(at, report.until, "missing", ""))
+
+
+async def steadily(call: Callable[[], Awaitable[T]]) -> T:
+    """`call()`, again while the database is away: one that restarts is back in seconds.
+
+    Written or not: writing it again changes nothing.
+    """
+    for attempt in range(DATABASE_ATTEMPTS):
+        try:
+            return await call()
+        except (WriteRefused, EngineRefused, MigrationNeeded):
+            raise
+        except DatabaseError:
+            if attempt + 1 == DATABASE_ATTEMPTS:
+                raise
+            await asyncio.sleep(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**attempt))
+    raise DatabaseError("no attempt was made")
 
 
 async def _either(work: Coroutine[None, None, None], other: asyncio.Task[None]) -> None:

@@ -24,7 +24,7 @@ from kurisu.domain.faults import Reject, TradeConflict
 from kurisu.domain.market import MarketName
 from kurisu.domain.trade import IdSpace
 from kurisu.errors import InvalidArgument
-from kurisu.exchange.venues import venue_of
+from kurisu.exchange.venues import Venue, venue_of
 from kurisu.ingest.files import TradeFile, read_trades
 from kurisu.ingest.files.trade_rows import SCHEMA
 from kurisu.ingest.files.trade_shape import AGG_TRADES, BINANCE_TRADES, FREQTRADE
@@ -133,7 +133,10 @@ async def import_trades(
     with _Spool() as spool:
         with working(f"reading {path.name}"):
             found = await in_thread(lambda: spool.fill(path, columns))
-        space = id_space_of(found, spool, name, id_space)
+        # A name in kurisu.toml may stand for an exchange of another name.
+        section = store.config.exchanges.get(name.exchange, {})
+        venue = venue_of(str(section.get("ccxt", name.exchange)))
+        space = id_space_of(found, spool, name, id_space, venue)
         report = TradeImportReport(
             file=str(path),
             format=found.format,
@@ -150,7 +153,8 @@ async def import_trades(
                     allow_expiring=allow_expiring,
                 ) as writing:  # fmt: skip
                     _check_contract(writing)
-                    await _store_all(spool, found, writing, report, complete)
+                    runs = _Runs(2 if venue.trade_ids_gapless else SURE_RUN)
+                    await _store_all(spool, found, writing, report, complete, runs)
     report.rejects.sort(key=lambda reject: reject.row)
     report.conflicts.sort(key=lambda conflict: conflict.row)
     report.seconds = time.perf_counter() - started
@@ -158,7 +162,7 @@ async def import_trades(
 
 
 def id_space_of(
-    found: TradeFile, spool: _Spool, name: MarketName, given: IdSpace | None
+    found: TradeFile, spool: _Spool, name: MarketName, given: IdSpace | None, venue: Venue
 ) -> IdSpace | None:
     """What the ids of a file are. Raises InvalidArgument where nobody can know."""
     if not spool.rows:
@@ -171,7 +175,7 @@ def id_space_of(
         return IdSpace.DERIVED
     if given is not None:
         return given
-    usual = venue_of(name.exchange).trade_id_space
+    usual = venue.trade_id_space
     if found.label == AGG_TRADES:
         return IdSpace.AGGREGATE
     if found.label == BINANCE_TRADES:
@@ -202,9 +206,8 @@ async def _store_all(
     writing: TradeWriting,
     report: TradeImportReport,
     complete: Complete | None,
+    runs: _Runs,
 ) -> None:
-    venue = venue_of(writing.market.exchange)
-    runs = _Runs(2 if venue.trade_ids_gapless else SURE_RUN)
     whole_ms = report.id_space is IdSpace.DERIVED
     report.notes += writing.notes
     for table in spool.slices(whole_ms=whole_ms):
