@@ -110,7 +110,7 @@ async def test_the_job_of_a_dead_worker_is_taken_again(
     await fetch(
         store,
         "UPDATE kurisu_queue.pgqueuer SET status = 'picked', queue_manager_id = gen_random_uuid(), "
-        "heartbeat = now() - interval '1 minute'",
+        "heartbeat = now()",
     )
     await Worker(store).run(drain=True, heartbeat_timeout=timedelta(seconds=2))
     assert await stored(store, "SHIB/USDT") == closed(BARS)

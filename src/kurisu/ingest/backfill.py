@@ -51,7 +51,7 @@ from kurisu.exchange.ccxt_adapter import CcxtExchange
 from kurisu.exchange.clock import from_ms, to_ms
 from kurisu.exchange.port import Exchange
 from kurisu.exchange.venues import CAUTIOUS_LIMIT
-from kurisu.ingest.candle_writer import Fetched, MarketWriter, Problem
+from kurisu.ingest.candle_writer import Fetched, MarketWriter, Problem, patiently
 from kurisu.ingest.outages import Span, Witnesses
 from kurisu.store.coverage import Stretch
 from kurisu.store.markets import Market
@@ -226,7 +226,7 @@ class Backfill:
         finally:
             touched = [span for plan in plans for span in plan.writer.touched]
             if touched:
-                await self._store.candles.settle(touched)
+                await patiently(lambda: self._store.candles.settle(touched))
         for plan in plans:
             await self._conclude(plan, self._frame.open_time(now - EMPTY_AGE))
         report.notes = list(dict.fromkeys(note for one in report.markets for note in one.notes))
@@ -335,12 +335,13 @@ class Backfill:
         """What is to be fetched of one market, oldest first."""
         report, frame = plan.report, self._frame
         since, until = report.since, report.until
-        known = await self._store.candles.coverage(plan.market, frame, since, until)
+        candles, market = self._store.candles, plan.market
+        known = await patiently(lambda: candles.coverage(market, frame, since, until))
         wanted = holes(known, since, until)
         plan.report.requested = sum(frame.count(*hole) for hole in wanted)
         if self._watch is not None:
             self._watch.begin(report.market, plan.report.requested)
-        first = await self._store.candles.first_known(plan.market, frame, "complete")
+        first = await patiently(lambda: candles.first_known(market, frame, "complete"))
         for hole in wanted:
             at, end = hole
             if plan.stopped is not None:
@@ -497,8 +498,10 @@ class Backfill:
         if report.since >= report.until:
             return
         at = report.since
-        found = await self._store.candles.coverage(
-            plan.market, self._frame, report.since, report.until
+        found = await patiently(
+            lambda: self._store.candles.coverage(
+                plan.market, self._frame, report.since, report.until
+            )
         )
         for one in found:
             if one.since > at:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +27,8 @@ from kurisu.store.store import Store
 
 if TYPE_CHECKING:
     from kurisu.ingest.backfill import MarketBackfill, Watch
+
+T = TypeVar("T")
 
 #: Pages of a market that wait to be stored, at most; a killed process loses them.
 WAITING_PAGES: Final = 32
@@ -140,19 +143,12 @@ class MarketWriter:
         await self._make_room(table)
         now = max((one.now for one in batch if one.now is not None), default=datetime.now(UTC))
         known = sorted(stretch for one in batch for stretch in one.known)
-        for attempt in range(DATABASE_ATTEMPTS):
-            try:
-                written = await self._store.candles.write_fetched(
-                    self._market, self._frame, table, known, now=now
-                )
-                break
-            except (WriteRefused, EngineRefused, MigrationNeeded):
-                raise
-            except DatabaseError:
-                # Stored or not: storing it again changes nothing.
-                if attempt + 1 == DATABASE_ATTEMPTS:
-                    raise
-                await asyncio.sleep(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**attempt))
+        # Stored or not before the connection broke: storing it again changes nothing.
+        written = await patiently(
+            lambda: self._store.candles.write_fetched(
+                self._market, self._frame, table, known, now=now
+            )
+        )
         report = self._report
         report.fetched += written.read
         report.inserted += written.inserted
@@ -183,10 +179,26 @@ class MarketWriter:
         if self.room_from is not None and self.room_from < oldest:
             oldest = self.room_from
             times = np.concatenate(([int(oldest.timestamp() * 1_000_000)], times))
-        note = await self._store.candles.make_room(times, allow_expiring=self._allow_expiring)
+        note = await patiently(
+            lambda: self._store.candles.make_room(times, allow_expiring=self._allow_expiring)
+        )
         self._oldest = oldest
         if note is not None:
             self._report.notes.append(note)
+
+
+async def patiently(call: Callable[[], Awaitable[T]]) -> T:
+    """`await call()`, again while the database restarts. Raises what it said last."""
+    for attempt in range(DATABASE_ATTEMPTS):
+        try:
+            return await call()
+        except (WriteRefused, EngineRefused, MigrationNeeded):
+            raise
+        except DatabaseError:
+            if attempt + 1 == DATABASE_ATTEMPTS:
+                raise
+            await asyncio.sleep(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**attempt))
+    raise AssertionError("the loop returns or raises")  # pragma: no cover
 
 
 def concat(tables: list[pa.Table]) -> pa.Table:

@@ -18,6 +18,7 @@ from kurisu.domain.timeframe import Timeframe
 from kurisu.errors import ExchangeError, NotFound
 from kurisu.exchange.candles import CandlePage, PageStatus, candle_pages
 from kurisu.exchange.port import Exchange
+from kurisu.ingest.candle_writer import patiently
 from kurisu.store.coverage import common
 from kurisu.store.store import Store
 
@@ -175,12 +176,14 @@ class Witnesses:
 
     async def _stored(self, witness: str, span: Span) -> _Testimony | None:
         try:
-            market = await self._store.markets.get(self._exchange.name, witness)
+            market = await patiently(lambda: self._store.markets.get(self._exchange.name, witness))
         except NotFound:
             return None
         at = span[0]
         missing = []
-        for one in await self._store.candles.coverage(market, self._frame, *span):
+        for one in await patiently(
+            lambda: self._store.candles.coverage(market, self._frame, *span)
+        ):
             if one.since > at or one.status == "failed":
                 return None
             if one.status != "complete":

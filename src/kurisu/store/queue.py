@@ -31,6 +31,8 @@ SCHEMA: Final = "kurisu_queue"
 HEARTBEAT_TIMEOUT: Final = timedelta(seconds=30)
 #: How long a worker sleeps at most when there is nothing to do; a new job wakes it.
 IDLE: Final = timedelta(seconds=10)
+#: While draining: how often to look whether what others are doing is done.
+DRAIN_LOOK_S: Final = 1.0
 #: Jobs put in one statement.
 BATCH: Final = 1_000
 #: Lock of a session that sets the queue up: two at once would fail each other.
@@ -152,15 +154,34 @@ class Queue:
     ) -> None:
         """Take jobs of `kinds()`, which is asked again every now and then, until `stop` is set.
 
-        at_once: jobs at a time, at least 2. drain: end when there is none left. A handler that
-        raises PutBack has its job put back; one that raises anything else has it dropped, and
-        logged in the queue's own log. Raises DatabaseError when the connection is lost; jobs that
-        were being done are taken again after `heartbeat_timeout`.
+        at_once: jobs at a time, at least 2. drain: end when there is none left, those that others
+        are doing included: a dead worker's are taken over before. A handler that raises PutBack
+        has its job put back; one that raises anything else has it dropped, and logged in the
+        queue's own log. Raises DatabaseError when the connection is lost; jobs that were being
+        done are taken again after `heartbeat_timeout`.
         """
+        await set_up(self._store.database)
+        while True:
+            await self._take(kinds, handler, stop, at_once, drain, heartbeat_timeout)
+            if not drain or stop.is_set():
+                return
+            left = await self.size()
+            if not any(left.get(kind) for kind in await kinds()):
+                return
+            await asyncio.sleep(DRAIN_LOOK_S)
+
+    async def _take(
+        self,
+        kinds: Callable[[], Awaitable[Sequence[str]]],
+        handler: Handler,
+        stop: asyncio.Event,
+        at_once: int,
+        drain: bool,
+        heartbeat_timeout: timedelta,
+    ) -> None:
         from pgqueuer.core.qm import QueueManager
         from pgqueuer.types import Channel, QueueExecutionMode
 
-        await set_up(self._store.database)
         async with _raw(self._store.database) as connection:
             manager = QueueManager(_queries(connection), channel=Channel(SCHEMA))
             _register(manager, await kinds(), handler)
