@@ -173,8 +173,8 @@ async def test_unrealised_pnl_is_at_the_latest_closed_candle(
 
     row = await marked(120)
     assert told(row.mark_price, row.mark_time, row.unrealized_pnl) == (120, at(120), 40)
-    assert told(await marked(119)).mark_price == 110
-    assert told(await marked(59)).mark_price is None
+    assert (await marked(119)).mark_price == 110
+    assert (await marked(59)).mark_price is None
     row = await marked(10_000)
     assert told(row.mark_price, row.unrealized_pnl) == (90, -20)
     terms = await store.ledger.terms(market.name)
