@@ -219,7 +219,7 @@ async def test_windows_are_stored_before_the_cursor_passes_them(
         async for window in windows(self, since, until):
             yield window
             passed += 1
-            if passed <= 9:
+            if passed <= 15:
                 raise ExchangeUnavailable("binance", "the line broke")
 
     monkeypatch.setattr(private_pages._Walk, "windows", breaking)
@@ -230,7 +230,7 @@ async def test_windows_are_stored_before_the_cursor_passes_them(
             exchange.private, newest_without_time=False, id_paging=False,
             order_window_ms=DAY_MS // 2, trade_window_ms=DAY_MS // 2,
         )  # fmt: skip
-        for _ in range(9):
+        for _ in range(15):
             with pytest.raises(ExchangeUnavailable):
                 await sync_account(world.store, world.account, exchange, since=since)
             since = None
