@@ -266,7 +266,8 @@ async def test_a_market_that_was_listed_later_and_one_that_is_gone(
     ]  # fmt: skip
     assert await stored(store, "OLD/USDT") == closed(BARS[:700])
     old = report.markets[1]
-    assert [(s.status) for s in old.coverage] == ["complete", "empty", "young"]
+    assert [s.status for s in old.left] == ["young"]
+    assert (old.bars["complete"], old.bars["empty"] + old.bars["young"]) == (700, 1_800)
 
     gone.gone = True
     server.clock.advance(3_600)

@@ -31,9 +31,8 @@ if TYPE_CHECKING:
 
 #: Markets, problems and rejected rows that the text report shows.
 SHOWN: Final = 40
-#: Rejected rows that --json lists of each market.
+#: Rejected rows and stretches that --json lists of each market.
 JSON_ROWS: Final = 1_000
-STATUSES: Final = ("complete", "empty", "outage", "failed", "missing", "young")
 
 AllowExpiring = Annotated[
     bool,
@@ -179,11 +178,10 @@ def _market_dict(one: MarketBackfill) -> dict[str, Any]:
         "updated": one.updated,
         "unchanged": one.unchanged,
         "rejected": len(one.rejects),
-        "bars": {status: one.bars(status) for status in STATUSES},
+        "bars": one.bars,
         "stretches": [
-            {"since": s.since, "until": s.until, "status": s.status}
-            for s in one.coverage
-            if s.status not in ("complete", "empty")
+            {"since": s.since, "until": s.until, "status": s.status, "reason": s.reason}
+            for s in one.left[:JSON_ROWS]
         ],
         "problems": one.problems,
         "rejects": one.rejects[:JSON_ROWS],
@@ -192,9 +190,11 @@ def _market_dict(one: MarketBackfill) -> dict[str, Any]:
 
 def as_text(report: BackfillReport) -> str:
     """What is complete, what is not, and why."""
+    from kurisu.ingest.backfill import STATUSES
+
     headers = ("market", "since", "until", "new", "revised", *STATUSES)
     rows = [
-        (m.market, m.since, m.until, m.inserted, m.updated, *(m.bars(s) for s in STATUSES))
+        (m.market, m.since, m.until, m.inserted, m.updated, *(m.bars[s] for s in STATUSES))
         for m in sorted(report.markets, key=lambda m: m.is_done)
     ]
     shown = [name for i, name in enumerate(headers)
@@ -223,7 +223,7 @@ def _problem_lines(one: MarketBackfill) -> list[str]:
         lines.append(f"{safe(one.market)}: {problem.status} {stretch}: {safe(problem.reason)}")
     if len(one.problems) > SHOWN:
         lines.append(f"{safe(one.market)}: and {len(one.problems) - SHOWN:,} more (--json)")
-    missing = [s for s in one.coverage if s.status == "missing"]
+    missing = [s for s in one.left if s.status == "missing"]
     lines += [
         f"{safe(one.market)}: missing {iso(s.since)} to {iso(s.until)}" for s in missing[:SHOWN]
     ]

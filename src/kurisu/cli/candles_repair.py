@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from kurisu.cli.candles_backfill import JSON_ROWS, STATUSES, AllowExpiring, bars
+from kurisu.cli.candles_backfill import JSON_ROWS, AllowExpiring, bars
 from kurisu.cli.command import Session, SinceOption, UntilOption, command, parse_range
 from kurisu.cli.output import iso, safe, table
 from kurisu.errors import ExchangeError, InvalidArgument
@@ -122,7 +122,7 @@ def _as_dict(one: MarketRepair) -> dict[str, Any]:
         "holes": one.holes,
         "deleted": one.deleted,
         "filled": 0 if after is None else after.inserted,
-        "bars": None if after is None else {status: after.bars(status) for status in STATUSES},
+        "bars": None if after is None else after.bars,
         "problems": [] if after is None else after.problems,
         "compared": one.compared,
         "different": len(one.differences),
@@ -164,7 +164,7 @@ def _left(one: MarketRepair) -> int:
     """Bars of the holes that are still neither complete nor empty."""
     if one.backfill is None:
         return 0
-    return sum(one.backfill.bars(status) for status in ("missing", "outage", "failed"))
+    return sum(one.backfill.bars[status] for status in ("missing", "outage", "failed"))
 
 
 def _difference(one: Difference) -> str:

@@ -65,6 +65,9 @@ PATIENCE: Final = 2
 #: What `candle_coverage` names as the source.
 SOURCE: Final = "rest"
 
+#: What a bar of a range can be in the end.
+STATUSES: Final = ("complete", "empty", "outage", "failed", "missing", "young")
+
 _DAY: Final = TIMEFRAMES["1d"]
 #: The parameters of a request: the reasons of neighbouring pages differ in nothing else.
 _QUERY: Final = re.compile(r"(?<=\w)\?\w+=\S*")
@@ -90,8 +93,9 @@ class MarketBackfill:
     since, until: what was asked for, in whole bars; until is the close of the newest closed bar
         where none was given. fetched: candles that arrived. updated: of those, stored ones that
         the exchange has changed. requested: bars that were not known before.
-    coverage: what is known of the range now, cut to it; `missing` where nothing is, `young` at its
-        end where the newest bars have no candles and may still get some.
+    bars: how many bars of the range are complete, empty, outage, failed, missing (nothing is
+        known), or young: at its end, where the newest have no candles and may still get some.
+    left: the stretches of the range that are neither complete nor empty, by time.
     problems: by time. rejects: rows that cannot be stored.
     """
 
@@ -108,20 +112,14 @@ class MarketBackfill:
     contradicted: int = 0
     rejects: list[Reject] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
-    coverage: list[Stretch] = field(default_factory=list)
+    bars: dict[str, int] = field(default_factory=lambda: dict.fromkeys(STATUSES, 0))
+    left: list[Stretch] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-
-    def bars(self, status: str) -> int:
-        """Bars of the range with that status."""
-        frame = TIMEFRAMES[self.timeframe]
-        return sum(
-            frame.count(one.since, one.until) for one in self.coverage if one.status == status
-        )
 
     @property
     def is_done(self) -> bool:
         """Everything is complete or empty, but for the newest bars if nobody traded lately."""
-        return all(one.status in ("complete", "empty", "young") for one in self.coverage)
+        return all(one.status == "young" for one in self.left)
 
 
 @dataclass(slots=True)
@@ -224,9 +222,11 @@ class Backfill:
         try:
             await self._fetch_all(plans)
         finally:
-            touched = [span for plan in plans for span in plan.writer.touched]
-            if touched:
-                await patiently(lambda: self._store.candles.settle(touched))
+            await self._witnesses.close()
+        touched = [span for plan in plans for span in plan.writer.touched]
+        if touched:
+            # Whoever is stopped before leaves it to the next one: it stands in the database.
+            await patiently(lambda: self._store.candles.settle(touched))
         for plan in plans:
             await self._conclude(plan, self._frame.open_time(now - EMPTY_AGE))
         report.notes = list(dict.fromkeys(note for one in report.markets for note in one.notes))
@@ -295,6 +295,8 @@ class Backfill:
 
     async def _fetch_all(self, plans: Sequence[_Plan]) -> None:
         writers = [asyncio.create_task(plan.writer.run()) for plan in plans]
+        if not writers:
+            return
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(self._walkers):
@@ -305,14 +307,16 @@ class Backfill:
             # Cancelled or not: what has arrived is stored.
             for plan in plans:
                 plan.writer.finish()
-            done = asyncio.gather(*writers)
             try:
-                await asyncio.shield(done)
+                await asyncio.wait(writers)
             except asyncio.CancelledError:
+                # Asked twice to stop: at once, then.
                 for writer in writers:
                     writer.cancel()
-                await asyncio.gather(*writers, return_exceptions=True)
+                await asyncio.wait(writers)
                 raise
+            for writer in writers:
+                writer.result()
 
     # -- which piece next ---------------------------------------------------------------------
 
@@ -505,12 +509,18 @@ class Backfill:
         )
         for one in found:
             if one.since > at:
-                report.coverage.append(Stretch(at, one.since, "missing", ""))
-            report.coverage.append(one)
+                report.left.append(Stretch(at, one.since, "missing", ""))
+            if one.status not in ("complete", "empty"):
+                report.left.append(one)
+            # A count, not the stretches: a market that trades now and then has a million.
+            report.bars[one.status] += self._frame.count(one.since, one.until)
             at = one.until
         if at < report.until:
             status = "young" if at >= settled else "missing"
-            report.coverage.append(Stretch(at, report.until, status, ""))
+            report.left.append(Stretch(at, report.until, status, ""))
+        for one in report.left:
+            if one.status in ("missing", "young"):
+                report.bars[one.status] += self._frame.count(one.since, one.until)
         report.problems = _merged(report.problems)
 
 

@@ -66,7 +66,7 @@ class Fetched:
 class MarketWriter:
     """The writer of one market; `run` until `finish`, by one task.
 
-    touched: (since, until) of new and changed candles, for the rollups.
+    touched: (since, until) around the new and changed candles of each write, for the rollups.
     room_from: nothing is stored that opens earlier; None if that is not known.
     """
 
@@ -156,7 +156,9 @@ class MarketWriter:
         report.unchanged += written.unchanged
         report.rejects += written.rejects
         report.problems += [self._problem(table, reject) for reject in written.rejects]
-        self.touched += [(from_us(since), from_us(until)) for since, until in written.touched]
+        if written.touched:
+            starts, ends = zip(*written.touched, strict=True)
+            self.touched.append((from_us(min(starts)), from_us(max(ends))))
         if self._watch is not None:
             for one in batch:
                 bars = (

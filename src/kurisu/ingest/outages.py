@@ -93,6 +93,12 @@ class Witnesses:
                 found += await self._judge(symbol, hole, share)
         return found
 
+    async def close(self) -> None:
+        """Stop asking."""
+        for task in self._asked.values():
+            task.cancel()
+        await asyncio.gather(*self._asked.values(), return_exceptions=True)
+
     async def _judge(self, symbol: str, hole: Span, share: float) -> list[Span]:
         length = self._frame.length
         around = (hole[0] - AROUND_BARS * length, hole[1] + AROUND_BARS * length)

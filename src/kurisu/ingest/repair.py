@@ -111,7 +111,7 @@ async def repair(
     report.backfill = backfill if backfill.requested else None
     if sample:
         # Which candles are looked at is no secret.
-        await _compare(store, exchange, market, timeframe, report, backfill, sample, apply,
+        await _compare(store, exchange, market, timeframe, report, (first, end), sample, apply,
                        chance or random.Random())  # noqa: S311  # fmt: skip
     return report
 
@@ -122,12 +122,13 @@ async def _compare(
     market: Market,
     frame: Timeframe,
     report: MarketRepair,
-    backfill: MarketBackfill,
+    span: tuple[datetime, datetime],
     sample: int,
     apply: bool,
     chance: random.Random,
 ) -> None:
-    known = [one for one in backfill.coverage if one.status in ("complete", "empty")]
+    found = await store.candles.coverage(market, frame, *span)
+    known = [one for one in found if one.status in ("complete", "empty")]
     limit = exchange.venue.candle_limit or CAUTIOUS_LIMIT
     for since, until in windows(known, frame, sample, limit, chance):
         try:
