@@ -25,7 +25,7 @@ from kurisu.store.markets import Market
 from kurisu.store.store import Store
 from kurisu.store.trade_rows import Batch, clean
 
-START: Final = datetime(2026, 11, 20, tzinfo=UTC)
+START: Final = datetime(2024, 3, 5, tzinfo=UTC)
 
 
 @pytest.fixture(params=["plain"])

@@ -33,7 +33,7 @@ from kurisu.store.store import Store
 
 BTC: Final = MarketName.of("binance", "BTC/USDT")
 KRAKEN: Final = MarketName.of("kraken", "XRP/USDT")
-START: Final = datetime(2026, 11, 20, tzinfo=UTC)
+START: Final = datetime(2024, 3, 5, tzinfo=UTC)
 START_MS: Final = int(START.timestamp()) * 1_000
 
 
@@ -86,7 +86,7 @@ def text(rows: Sequence[Sequence[Any]], header: str = "") -> bytes:
     return (header + out.getvalue()).encode()
 
 
-def zipped(content: bytes, name: str = "BTCUSDT-aggTrades-2026-11-20.csv") -> bytes:
+def zipped(content: bytes, name: str = "BTCUSDT-aggTrades-2024-03-05.csv") -> bytes:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(name, content)
@@ -349,7 +349,7 @@ async def test_times_that_are_finer_than_a_millisecond(store: Store, tmp_path: P
     seconds = START_MS // 1_000
     rows = [
         (f"{seconds}.1234567", 1), (f"{seconds * 10**9 + 123_999_999}", 2),
-        ("2026-11-20T00:00:00.123999999Z", 3), (f"{seconds}.5", 4), (f"{START_MS}.75", 5),
+        ("2024-03-05T00:00:00.123999999Z", 3), (f"{seconds}.5", 4), (f"{START_MS}.75", 5),
     ]  # fmt: skip
     path.write_bytes(text([(t, i, "b", 1, 1) for t, i in rows], "timestamp,id,side,price,qty\n"))
     await load(store, path, KRAKEN)

@@ -25,7 +25,7 @@ from kurisu.store.store import Store, open_store
 from kurisu.store.trade_write import KEYED_ROWS
 from kurisu.store.trades import TradeBatch, TradeWriteReport
 
-START: Final = datetime(2026, 11, 20, tzinfo=UTC)
+START: Final = datetime(2024, 3, 5, tzinfo=UTC)
 MS: Final = timedelta(milliseconds=1)
 PLAIN: Final = pytest.mark.parametrize("tier", ["plain"], indirect=True)
 PLACES: Final = "SELECT time, trade_id, ctid::text, xmin::text FROM trades ORDER BY 1, 2"
@@ -211,7 +211,7 @@ async def test_what_cannot_be_exact_is_refused(store: Store, market: Market) -> 
         (table.set_column(0, "time", pa.array([0], pa.timestamp("us"))), "time zone"),
         ([("1", "2")], "Trade values"),
         (5, "int"),
-        ([trade(0, 1)._replace(time=datetime(2026, 1, 1))], "no time zone"),
+        ([trade(0, 1)._replace(time=datetime(2024, 1, 1))], "no time zone"),
     ):
         with pytest.raises(InvalidArgument, match=said_of_it):
             await store.trades.write(market, rows)
@@ -304,7 +304,7 @@ TRADES = st.lists(
 
 
 @PLAIN
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=TRADES, data=st.data())
 async def test_any_split_gives_the_same_table(
     store: Store, rows: list[Trade], data: st.DataObject
@@ -436,7 +436,8 @@ class TestCosts:
 class TestRetention:
     """What is asked for is kept, or refused."""
 
-    OLD: Final = datetime.now(UTC).replace(microsecond=0) - timedelta(days=100)
+    NOW: Final = datetime.now(UTC).replace(microsecond=0)
+    OLD: Final = NOW - timedelta(days=100)
 
     async def test_a_default_policy_is_moved_back(self, store: Store, market: Market) -> None:
         old = trade(0, 1)._replace(time=self.OLD)
@@ -450,7 +451,7 @@ class TestRetention:
     @PLAIN
     async def test_a_policy_of_the_users_stays(self, store: Store, market: Market) -> None:
         await store.db.set_retention("trades", "10 days")
-        rows = [trade(0, 1)._replace(time=self.OLD), trade(0, 2)]
+        rows = [trade(0, 1)._replace(time=self.OLD), trade(0, 2)._replace(time=self.NOW)]
         with pytest.raises(RetentionConflict, match=r"1 rows .* of trades.*--allow-expiring"):
             await store.trades.write(market, rows)
         assert await stored(store, market) == []
@@ -459,6 +460,22 @@ class TestRetention:
         assert "will be dropped again" in report.notes[0]
         await store.db.maintain()
         assert [row.trade_id for row in await stored(store, market)] == ["2"]
+
+
+async def test_into_compressed_chunks(store: Store, market: Market) -> None:
+    """What is known there is left alone, and what is new gets in."""
+    made = trades(3_000)
+    await store.trades.write(market, as_table(made[::2]))
+    await store.db.maintain()
+    if store.engine.is_community:
+        query = "SELECT number_compressed_chunks FROM hypertable_compression_stats('trades')"
+        assert await value(store, query) > 0
+    assert counts(await store.trades.write(market, as_table(made[:20:2]))) == (0, 10)
+    assert counts(await store.trades.write(market, as_table(made))) == (1_500, 1_500)
+    changed = made[0]._replace(amount=Decimal(7))
+    assert len((await store.trades.write(market, [changed])).conflicts) == 1
+    assert said(await stored(store, market)) == made
+    assert said(list(await store.trades.latest(market, 3))) == made[-3:]
 
 
 class TestReading:
