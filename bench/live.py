@@ -31,6 +31,7 @@ from bench.feed import MARKETS
 from bench.servers import Bench, embedded, psql_of_path, scratch
 from kurisu.exchange.ccxt_adapter import open_exchange
 from kurisu.exchange.settings import ExchangeSettings
+from kurisu.ingest.collector import quiet_collector
 from kurisu.ingest.live.events import StreamEvent
 from kurisu.ingest.live.stream import StreamOptions, StreamRequest, stream
 
@@ -111,6 +112,7 @@ async def measure(bench: Bench, rates: list[int], seconds: float) -> list[Result
                 stream(bench.store, [wanted], options, events.append, open_exchange=opened)
             )
             await _until(lambda: any(event.event == "connected" for event in events))
+            quiet_collector()
             exchange.say(f"rate {rate}")
             await asyncio.sleep(WARM_UP_S)
             # The status line that ends inside of the warm-up is the first; the next is measured.

@@ -145,7 +145,7 @@ async def test_killed_again_and_again_and_then_ended(
         market = await store.markets.get(configured, "PEPE/USDT")
         stretches = await store.trades.coverage(market)
         since, until = stretches[0].since, stretches[-1].until
-        assert {one.status for one in stretches} == {"complete"}
+        assert {one.status for one in stretches} <= {"complete", "empty"}
         assert [a.until for a in stretches[:-1]] == [b.since for b in stretches[1:]]
         table = await store.trades.read(market, since, until)
         found = zip(

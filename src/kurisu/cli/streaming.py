@@ -65,6 +65,7 @@ def add_to(app: typer.Typer) -> None:
         connection was lost, is asked from REST. Lines say what happens: on stdout as JSON with
         --json, else on stderr.
         """
+        from kurisu.ingest.collector import quiet_collector
         from kurisu.ingest.live import stream as live
 
         both = candles == trades
@@ -80,6 +81,9 @@ def add_to(app: typer.Typer) -> None:
         requests = parse(markets)
 
         def say(event: StreamEvent) -> None:
+            if event.event == "connected":
+                # What CCXT keeps is loaded by now.
+                quiet_collector()
             if session.json:
                 print(to_json(event.as_dict(), indent=None), flush=True)
             else:

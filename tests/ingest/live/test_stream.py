@@ -135,10 +135,12 @@ async def stored(store: Store, market: Market, since: datetime) -> list[tuple[ob
 
 
 async def whole(store: Store, market: Market) -> list[tuple[datetime, datetime]]:
-    """What is stated to be complete, neighbours joined."""
+    """What is stated to be complete or empty, neighbours joined."""
     found: list[tuple[datetime, datetime]] = []
     for one in await store.trades.coverage(market):
-        assert one.status == "complete", one
+        assert one.status in ("complete", "empty"), one
+        if one.status == "empty":
+            assert not (await store.trades.read(market, one.since, one.until)).num_rows
         if found and found[-1][1] == one.since:
             found[-1] = (found[-1][0], one.until)
         else:

@@ -163,3 +163,17 @@ def test_a_jump_in_the_ids_is_asked_for_and_claims_go_on_behind_it() -> None:
     ]  # fmt: skip
     follower.has_stated(follower.claims[:1])
     assert follower.claims == [(START_MS + 41, START_MS + 70)]
+
+
+def test_a_millisecond_with_a_trade_that_cannot_be_stored_is_not_claimed() -> None:
+    follower = TradeFollower(MARKET, IdSpace.AGGREGATE, True, START_MS)
+    rows = [TradeRow(START_MS + 10 * n, str(n), "buy", "1", "1") for n in range(1, 6)]
+    follower.receive(rows, 1.0)
+    follower.has_read(START_MS + 11)
+    follower.has_rejected([START_MS + 30, START_MS + 50])
+    follower.has_stored(follower.run, START_MS + 50)
+    first, second = (START_MS + 11, START_MS + 30), (START_MS + 31, START_MS + 50)
+    assert follower.claims == [first, second]
+    follower.receive([TradeRow(START_MS + 60, "6", "buy", "1", "1")], 2.0)
+    follower.has_stored(follower.run, START_MS + 60)
+    assert follower.claims == [first, second, (START_MS + 51, START_MS + 60)]

@@ -148,9 +148,11 @@ class Refiller:
         ):  # fmt: skip
             is_whole = page.status is PageStatus.ANSWERED
             stretch = (page.since, page.until)
+            known = [stretch] if is_whole and page.since < page.until else []
+            rows = page.table
             batch = TradeBatch(
-                follower.market, page.table, page.id_space,
-                [stretch] if is_whole and page.since < page.until else [],
+                follower.market, rows, page.id_space,
+                complete=known if rows.num_rows else [], empty=[] if rows.num_rows else known,
             )  # fmt: skip
             now = await self._exchange.now()
             (report,) = await self._store.trades.write_many([batch], source=SOURCE, now=now)

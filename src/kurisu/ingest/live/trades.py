@@ -9,7 +9,7 @@ Times are milliseconds since 1970.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -50,6 +50,7 @@ class TradeFollower:
     claims: list[tuple[int, int]] = field(default_factory=list)
     _last_id: int | None = None
     _held: list[TradeRow] = field(default_factory=list)
+    _rejected: set[int] = field(default_factory=set)
 
     @property
     def symbol(self) -> str:
@@ -137,9 +138,21 @@ class TradeFollower:
             since, until = self.whole_until, self.stored - (0 if self.gapless else UNORDERED_MS)
             if until > since:
                 self.whole_until = until
-                if self.claims and self.claims[-1][1] == since:
-                    since = self.claims.pop()[0]
-                self.claims.append((since, until))
+                for at in sorted(at for at in self._rejected if since <= at < until):
+                    self._claim(since, at)
+                    self._rejected.remove(at)
+                    since = at + 1
+                self._claim(since, until)
+
+    def _claim(self, since: int, until: int) -> None:
+        if self.claims and self.claims[-1][1] == since:
+            since = self.claims.pop()[0]
+        if until > since:
+            self.claims.append((since, until))
+
+    def has_rejected(self, times: Collection[int]) -> None:
+        """Trades of these milliseconds could not be stored; told before `has_stored`."""
+        self._rejected.update(at for at in times if at >= self.whole_until)
 
     def has_stated(self, stated: Sequence[tuple[int, int]]) -> None:
         """These claims are in the database; they may have grown meanwhile."""

@@ -15,10 +15,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 import pyarrow as pa
 
+from kurisu.domain.faults import Reject
 from kurisu.domain.timeframe import Timeframe
 from kurisu.domain.trade import IdSpace
 from kurisu.errors import DatabaseError, WriteRefused
@@ -267,9 +268,25 @@ class Writer:
         )
         for follower, stated in claims.items():
             follower.has_stated(stated)
+        failed: list[tuple[Market, datetime, datetime]] = []
         for ((follower, run), rows), report in zip(items, reports, strict=True):
+            bad = {rows[reject.row - 1].time_ms for reject in report.rejects}
+            failed += [(follower.market, from_ms(at), from_ms(at + 1)) for at in sorted(bad)]
+            follower.has_rejected(bad)
             follower.has_stored(run, max(row.time_ms for row in rows))
-            self._tell_rejects(follower.market, report)
+            self._tell_rejects(follower.market, report.rejects)
+            for conflict in report.conflicts:
+                self._tell(
+                    "rejected",
+                    f"trade {conflict.trade_id} is stored as {conflict.kept}, and now said to be "
+                    f"{conflict.value}; the first stays",
+                    market=follower.market, rule="conflict", row=conflict.trade_id,
+                )  # fmt: skip
+        if failed:
+            reason = "a trade could not be stored"
+            await self._store.trades.state_many(
+                failed, status="failed", source=SOURCE, reason=reason
+            )
         pending.trades.clear()
         self.tally.trades += count
 
@@ -287,15 +304,16 @@ class Writer:
             self._frame, source=SOURCE, now=now,
         )  # fmt: skip
         for (follower, table), report in zip(items, reports, strict=True):
-            self._tell_rejects(follower.market, report)
+            self._tell_rejects(follower.market, report.rejects)
             self.tally.candles += table.num_rows
         pending.candles.clear()
 
-    def _tell_rejects(self, market: Market, report: Any) -> None:
-        for reject in report.rejects:
+    def _tell_rejects(self, market: Market, rejects: Sequence[Reject]) -> None:
+        for reject in rejects:
+            where = "" if reject.field is None else f"{reject.field} "
             self._tell(
-                "rejected", f"a row that cannot be stored: {reject}",
-                market=market, rule=str(reject.rule), row=str(reject),
+                "rejected", f"a row that cannot be stored: {where}{reject.value} ({reject.rule})",
+                market=market, rule=str(reject.rule), row=reject.value,
             )  # fmt: skip
 
     async def _state(self) -> None:
