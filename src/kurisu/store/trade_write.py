@@ -77,12 +77,15 @@ class Written:
     unchanged: int = 0
 
 
-# Markets that are written to. Parameters: ids, lows, highs (times of the rows, inclusive).
-# Columns: id, space, type, linear, contract_size, newest.
+# Markets that are written to. Parameters: ids, lows, highs (times of the rows, inclusive), low,
+# high (of all: bounds that do not depend on a row leave out chunks before anything runs, and with
+# years of them that is nearly all of the time). Columns: id, space, type, linear, contract_size,
+# newest.
 TARGETS: Final = """
 SELECT m.id, m.trade_id_space AS space, m.type, m.linear, m.contract_size,
        (SELECT t.time FROM trades t
          WHERE t.market_id = m.id AND t.time >= r.low AND t.time <= r.high
+           AND t.time >= CAST(:low AS timestamptz) AND t.time <= CAST(:high AS timestamptz)
          ORDER BY t.time DESC LIMIT 1) AS newest
   FROM unnest(CAST(:ids AS integer[]), CAST(:lows AS timestamptz[]),
               CAST(:highs AS timestamptz[])) AS r(id, low, high)
@@ -150,6 +153,8 @@ async def targets(
             "ids": list(key_of),
             "lows": [from_us(low) for low, _ in found.values()],
             "highs": [from_us(high) for _, high in found.values()],
+            "low": from_us(int(times.min())),
+            "high": from_us(int(times.max())),
         },
     )
     return {
