@@ -105,6 +105,8 @@ class Gateway:
         self._monotonic = monotonic
         self._listings: dict[str, MarketListing] = {}
         self._markets: dict[str, Market] = {}
+        # Names of orders of which the exchange said more than its fills that came.
+        self._fills_missing: set[str] = set()
 
     async def place(self, request: OrderRequest) -> Order:
         """Place an order; returns it as it stands then, which may well be filled.
@@ -334,18 +336,21 @@ class Gateway:
         update = replace(report.update, client_order_id=order.client_order_id)
         messages: list[OrderUpdate | Execution] = [update, *report.executions]
         for message in messages:
-            outcome = await self._store.ledger.apply(self._account, message, market=market)
-            order = outcome.order or order
+            order = await self._apply(order, market, message)
+        return order
+
+    async def _apply(self, order: Order, market: Market, message: OrderUpdate | Execution) -> Order:
+        outcome = await self._store.ledger.apply(self._account, message, market=market)
+        order = outcome.order or order
+        if any(found.event_type is EventType.FILLS_MISSING for found in outcome.conditions):
+            self._fills_missing.add(order.name)
+        else:
+            self._fills_missing.discard(order.name)
         return order
 
     async def _with_fills(self, order: Order, market: Market) -> Order:
         """The order with its fills, if they can be had now; a synchronisation brings them else."""
-        conditions = await self._store.ledger.conditions(self._account, market)
-        name = order.client_order_id or order.exchange_order_id
-        if not any(
-            event.event_type is EventType.FILLS_MISSING and event.as_json.get("order") == name
-            for _, event in conditions
-        ):
+        if order.name not in self._fills_missing:
             return order
         with contextlib.suppress(ExchangeError):
             until = await self._exchange.now()
@@ -355,10 +360,7 @@ class Gateway:
             ):
                 for execution in window.rows:
                     if execution.exchange_order_id == order.exchange_order_id:
-                        outcome = await self._store.ledger.apply(
-                            self._account, execution, market=market
-                        )
-                        order = outcome.order or order
+                        order = await self._apply(order, market, execution)
         return order
 
     # Looking up
