@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from kurisu.store.coverage import Stretch, overlay, without
 
 #: Advisory lock of a market's trade coverage; its trigger takes the same one.
-TRADE_LOCK: Final = 1_264_939_594
+TRADE_LOCK: Final = 1_264_939_595
 #: `trade_coverage.reason` has room for so many characters.
 MAX_REASON_CHARS: Final = 500
 

@@ -45,7 +45,7 @@ BEGIN
         RAISE EXCEPTION 'write trade_coverage at isolation level READ COMMITTED only'
             USING ERRCODE = 'restrict_violation';
     END IF;
-    PERFORM pg_advisory_xact_lock(1264939594, c.market_id)
+    PERFORM pg_advisory_xact_lock(1264939595, c.market_id)
        FROM (SELECT DISTINCT market_id FROM changed ORDER BY 1) c;
     SELECT c.* INTO broken FROM changed c
      WHERE c.until > (SELECT n.since FROM trade_coverage n
