@@ -414,3 +414,21 @@ async def test_every_engine(store: Store, server: ExchangeServer, opened: Opener
     assert server.asked("klines") == []
     await store.queue.put("stroll", [{}])
     assert await store.queue.size() == {"stroll": 1}
+
+
+async def test_requests_stay_inside_the_announced_limit(
+    store: Store, server: ExchangeServer, opened: Opener, slept: list[float]
+) -> None:
+    """Half of what is needed fits into a minute; nobody is refused."""
+    server.binance.meter.limit = 60
+    server.clock.set(START_MS + 14_000 * MINUTE_MS + 30_000)
+    bars = data.generated_bars(9, START_MS, 14_000)
+    symbols = [f"{base}/USDT" for base in ("BTC", "ETH", "SHIB")]
+    for symbol in symbols:
+        add_market(server, symbol.removesuffix("/USDT"), bars)
+    report = await backfill(store, opened, symbols)
+    assert report.is_done
+    assert [one.inserted for one in report.markets] == [14_000] * 3
+    assert server.binance.meter.breaches == []
+    assert len(server.binance.meter.used) > 1
+    assert max(slept) > 10
