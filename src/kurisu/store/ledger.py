@@ -32,16 +32,9 @@ from kurisu.ledger.tally import Verdict
 from kurisu.store import ledger_conditions, ledger_entries, ledger_read, ledger_state
 from kurisu.store.accounts import Account
 from kurisu.store.connect import driver, target, transaction, translated
-from kurisu.store.ledger_fast import (
-    Batch,
-    Tallies,
-    entries_of,
-    entry_of,
-    judged,
-    order_now,
-    write_one,
-)
-from kurisu.store.ledger_intake import Message, Raw, Scope, Taken, load, take_in
+from kurisu.store.ledger_fast import Tallies, order_now, write_one
+from kurisu.store.ledger_intake import Raw, Scope
+from kurisu.store.ledger_many import Many, take_in_and_tally
 from kurisu.store.ledger_read import Filter
 from kurisu.store.ledger_state import OWNERS, after, one_view
 from kurisu.store.ledger_values import (
@@ -64,9 +57,7 @@ if TYPE_CHECKING:
 BATCH: Final = 1_000
 
 # Parameters: exchange, symbol.
-MARKET: Final = (
-    "SELECT id, contract_size FROM markets WHERE exchange = :exchange AND symbol = :symbol"
-)
+MARKET: Final = "SELECT id, contract_size FROM markets WHERE exchange = $1 AND symbol = $2"
 
 
 def _wallet(row: BalanceRow) -> tuple[int | None, int | None, str]:
@@ -104,7 +95,7 @@ class Ledger:
         """
         scope = await self._scope(order.account_id, order.market, order.strategy_run_id)
         async with self._session() as raw:
-            return (await self._take_in(raw, scope, [order])).outcomes[0]
+            return (await take_in_and_tally(raw, scope, [order], self._tallies)).outcomes[0]
 
     async def place_many(self, orders: Iterable[Order]) -> list[Outcome]:
         """As `place`, for many at once, in one transaction for each thousand of one market.
@@ -121,7 +112,8 @@ class Ledger:
             for whose, part in parts.items():
                 scope = await self._scope(*whose)
                 async with self._session() as raw:
-                    outcomes += (await self._take_in(raw, scope, part)).outcomes
+                    taken = await take_in_and_tally(raw, scope, part, self._tallies)
+                    outcomes += taken.outcomes
         return outcomes
 
     async def apply(
@@ -144,7 +136,7 @@ class Ledger:
             if outcome is not None:
                 return outcome
         async with self._session() as raw:
-            return (await self._take_in(raw, scope, [message])).outcomes[0]
+            return (await take_in_and_tally(raw, scope, [message], self._tallies)).outcomes[0]
 
     async def apply_many(
         self,
@@ -155,18 +147,20 @@ class Ledger:
         run_id: int | None = None,
     ) -> Applied:
         """As `apply`, for many at once, in one transaction for each thousand or so."""
-        applied = Applied()
         rest = iter(messages)
-        while chunk := list(itertools.islice(rest, BATCH)):
-            applied.messages += len(chunk)
-            parts: dict[str | None, list[OrderUpdate | Execution]] = {}
-            for message in chunk:
-                parts.setdefault(message.symbol, []).append(message)
-            for symbol, part in parts.items():
-                scope = await self._scope_of(account, symbol, market, run_id)
-                async with self._session() as raw:
-                    await self._apply_part(raw, scope, part, applied)
-        return applied
+        async with self._session() as raw:
+            async with Many(raw, self._tallies) as many:
+                while chunk := list(itertools.islice(rest, BATCH)):
+                    parts: dict[str | None, list[OrderUpdate | Execution]] = {}
+                    for message in chunk:
+                        parts.setdefault(message.symbol, []).append(message)
+                    for symbol, part in parts.items():
+                        scope = self._known_scope(account, symbol, market, run_id)
+                        if scope is None:
+                            await many.land()
+                            scope = await self._scope_of(account, symbol, market, run_id, raw)
+                        await many.apply(scope, part)
+            return many.applied
 
     async def enter(
         self, account: Account | None, entries: Iterable[Entry], *, run_id: int | None = None
@@ -486,45 +480,62 @@ class Ledger:
 
     # How
 
-    async def _market(self, name: MarketName) -> tuple[int, MarketTerms]:
-        async with transaction(self._store.database) as connection:
-            row = (
-                await connection.execute(
-                    text(MARKET), {"exchange": name.exchange, "symbol": name.symbol}
-                )
-            ).one_or_none()
+    async def _market(self, name: MarketName, raw: Raw | None = None) -> tuple[int, MarketTerms]:
+        if raw is not None:
+            row = await raw.fetchrow(MARKET, name.exchange, name.symbol)
+        else:
+            async with transaction(self._store.database) as connection:
+                row = await (await driver(connection)).fetchrow(MARKET, name.exchange, name.symbol)
         if row is None:
             raise NotFound(
                 f"market {name} is not in the database; `kurisu markets list` shows what is there."
             )
-        return row.id, MarketTerms.of(name, row.contract_size)
+        return row["id"], MarketTerms.of(name, row["contract_size"])
 
-    async def _scope_of(
-        self, account: Account | None, symbol: str | None, market: Market | None, run_id: int | None
-    ) -> Scope:
+    def _name(
+        self, account: Account | None, symbol: str | None, market: Market | None
+    ) -> MarketName:
         if market is not None:
             if symbol not in {None, market.symbol}:
                 raise LedgerRuleBroken("message_is_of_the_market", f"{symbol} is not {market}")
-            name = market.name
-        elif symbol is None:
+            return market.name
+        if symbol is None:
             raise InvalidArgument("the message names no symbol: give the market")
-        elif account is None:
+        if account is None:
             raise InvalidArgument("without an account, give the market")
-        else:
-            scope = self._scopes.get((account.id, None, account.exchange, symbol))
-            if scope is not None:
-                return scope
-            name = MarketName.of(account.exchange, symbol)
-        return await self._scope(None if account is None else account.id, name, run_id)
+        return MarketName.of(account.exchange, symbol)
 
-    async def _scope(self, account_id: int | None, name: MarketName, run_id: int | None) -> Scope:
+    def _known_scope(
+        self, account: Account | None, symbol: str | None, market: Market | None, run_id: int | None
+    ) -> Scope | None:
+        """The scope, if it was looked up before."""
+        if market is None and account is not None and symbol is not None:
+            return self._scopes.get((account.id, None, account.exchange, symbol))
+        name = self._name(account, symbol, market)
+        if account is not None:
+            return self._scopes.get((account.id, None, name.exchange, name.symbol))
+        return self._scopes.get((None, run_id, name.exchange, name.symbol))
+
+    async def _scope_of(
+        self, account: Account | None, symbol: str | None, market: Market | None,
+        run_id: int | None, raw: Raw | None = None,
+    ) -> Scope:  # fmt: skip
+        known = self._known_scope(account, symbol, market, run_id)
+        if known is not None:
+            return known
+        name = self._name(account, symbol, market)
+        return await self._scope(None if account is None else account.id, name, run_id, raw)
+
+    async def _scope(
+        self, account_id: int | None, name: MarketName, run_id: int | None, raw: Raw | None = None
+    ) -> Scope:
         if account_id is None and run_id is None:
             raise InvalidArgument("an order belongs to an account or to a run; neither was given")
         run_id = run_id if account_id is None else None
         key = (account_id, run_id, name.exchange, name.symbol)
         found = self._scopes.get(key)
         if found is None:
-            market_id, terms = await self._market(name)
+            market_id, terms = await self._market(name, raw)
             found = self._scopes[key] = Scope(account_id, run_id, market_id, terms)
         return found
 
@@ -560,17 +571,6 @@ class Ledger:
             await broken.invalidate()
             await broken.close()
 
-    async def _take_in(self, raw: Raw, scope: Scope, messages: Sequence[Message]) -> Taken:
-        """The long way, and what it leads to for the short one."""
-        taken = await take_in(raw, scope, messages)
-        for order_id, record in taken.records.items():
-            entry = entry_of(scope, record, order_id, taken.versions[order_id])
-            if entry is not None:
-                self._tallies.put(scope, entry)
-            elif record.exchange_order_id is not None:
-                self._tallies.drop(scope, record.exchange_order_id)
-        return taken
-
     async def _apply_plain(self, scope: Scope, execution: Execution) -> Outcome | None:
         """The short way for one fill; None if it is not plain, or the tally is not right."""
         async with self._lock:
@@ -601,56 +601,3 @@ class Ledger:
         )
         flags = frozenset({Flag.AFTER_END} if before.status.is_terminal else ())
         return Outcome(before, order, inserted=(row,), conditions=tally.conditions, flags=flags)
-
-    async def _apply_part(
-        self, raw: Raw, scope: Scope, messages: Sequence[OrderUpdate | Execution], applied: Applied
-    ) -> None:
-        """Messages about one market: plain fills together, then the rest."""
-        fills: dict[str, list[Execution]] = {}
-        others: list[Message] = []
-        for message in messages:
-            if isinstance(message, Execution):
-                fills.setdefault(message.exchange_order_id, []).append(message)
-            else:
-                others.append(message)
-        said = {getattr(message, "exchange_order_id", None) for message in others}
-        missing = [name for name in fills if self._tallies.get(scope, name) is None]
-        if missing:
-            for loaded in entries_of(scope, await load(raw, scope, [], missing)):
-                self._tallies.put(scope, loaded)
-        batch = Batch()
-        plain: list[str] = []
-        unchanged = 0
-        for name, executions in fills.items():
-            entry = self._tallies.get(scope, name)
-            known = None
-            if entry is not None and name not in said:
-                known = judged(entry, executions, batch, scope.terms.settle_asset)
-            if known is None:
-                self._tallies.drop(scope, name)
-                others.extend(executions)
-            else:
-                unchanged += known
-                plain.append(name)
-        if not len(batch) or await batch.write(raw, scope):
-            applied.inserted += len(batch)
-            applied.unchanged += unchanged
-            self._tallies.grown(len(batch))
-        else:
-            for name in plain:
-                self._tallies.drop(scope, name)
-                others.extend(fills[name])
-        if others:
-            self._report(await self._take_in(raw, scope, others), applied)
-
-    @staticmethod
-    def _report(taken: Taken, applied: Applied) -> None:
-        for outcome in taken.outcomes:
-            applied.inserted += len(outcome.inserted)
-            applied.corrected += len(outcome.completed)
-            applied.unchanged += Flag.NOTHING_NEW in outcome.flags
-            applied.waiting += Flag.WAITING in outcome.flags
-            applied.held += Flag.HELD in outcome.flags
-            if Flag.NOTHING_NEW not in outcome.flags:
-                applied.outcomes.append(outcome)
-        applied.events.extend(taken.events)
