@@ -345,7 +345,8 @@ BEGIN
             USING ERRCODE = 'foreign_key_violation', CONSTRAINT = 'fk_executions_order_id';
     END IF;
     RAISE EXCEPTION 'an execution of order % is not of its account, market, side and '
-        'exchange''s id', wanted USING ERRCODE = 'check_violation', CONSTRAINT = 'check_executions_is_of_its_order';
+        'exchange''s id', wanted
+        USING ERRCODE = 'check_violation', CONSTRAINT = 'check_executions_is_of_its_order';
 END $$;
 
 CREATE FUNCTION kurisu_follow(
