@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -432,3 +435,45 @@ async def test_requests_stay_inside_the_announced_limit(
     assert server.binance.meter.breaches == []
     assert len(server.binance.meter.used) > 1
     assert max(slept) > 10
+
+
+@pytest.mark.parametrize("seed", range(2))
+async def test_whatever_goes_wrong_on_the_way(
+    store: Store,
+    server: ExchangeServer,
+    opened: Opener,
+    seed: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Faults of every kind, cancelled at random moments, again and again: the truth in the end."""
+    monkeypatch.setattr("kurisu.ingest.backfill.PIECE_PAGES", 2)
+    chance = random.Random(seed)
+    server.clock.set(START_MS + 9_000 * MINUTE_MS + 30_000)
+    down = (4_000, 4_030)
+    truth = {}
+    for number, base in enumerate(("BTC", "SHIB", "DOGE")):
+        made = data.generated_bars(10 * seed + number, START_MS, 9_000)
+        at = 1_000 + 700 * number
+        truth[f"{base}/USDT"] = without(made, down, (at, at + 40), (8_000 + number, 8_001 + number))
+        add_market(server, base, truth[f"{base}/USDT"])
+    kinds = [fault for fault in Fault if fault not in (Fault.LOST, Fault.STATUS_AFTER)]
+    for _ in range(5):
+        for _ in range(6):
+            fault = chance.choice(kinds)
+            server.faults.add(
+                Rule(fault, path="klines", times=chance.randint(1, 4), skip=chance.randint(0, 9),
+                     status=chance.choice([429, 500, 503]), retry_after="1", seconds=0.05)
+            )  # fmt: skip
+        work = asyncio.create_task(backfill(store, opened, list(truth), policy=QUICK))
+        await asyncio.sleep(chance.random() * 0.4)
+        work.cancel()
+        with suppress(asyncio.CancelledError):
+            await work
+    server.faults.clear()
+    report = await backfill(store, opened, list(truth))
+    for one in report.markets:
+        assert {s.status for s in one.left} == {"outage"}
+        assert (one.bars["empty"], one.bars["outage"]) == (41, 30)
+    for symbol, bars in truth.items():
+        assert await stored(store, symbol) == closed(bars, server.clock.now_ms())
+    assert (await store.candles.verify()).ok
