@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
+from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -169,6 +171,44 @@ async def test_what_cannot_be_found_out_stays_pending_until_it_can(world: World)
     assert (found.fate, found.order.status) == (Fate.FOUND, OrderStatus.CLOSED)
     assert world.sent == len(world.venue.orders) == 1
     assert len(await fetch(world.store, events)) == 1
+
+
+async def test_a_venue_that_forgets_ids_is_asked_for_its_lists(world: World) -> None:
+    """Gate finds an ended order by our id for an hour; the process comes back after a day."""
+    for query in (POST, {"method": "GET"}):
+        world.server.faults.add(Rule(Fault.STATUS_AFTER, "/order", query=query, times=99))
+    async with world.gateway() as gateway:
+        with pytest.raises(OrderOutcomeUnknown):
+            await gateway.place(market_buy(client_order_id="mine"))
+    world.server.faults.clear()
+    world.server.clock.advance(86_400)
+    for _ in range(3):
+        world.venue.place("SHIBUSDT", "buy", "1500000")
+    world.server.faults.add(
+        Rule(Fault.STATUS, "/order", query={"method": "GET"}, status=400, times=99,
+             body='{"code": -2013, "msg": "Order does not exist."}')
+    )  # fmt: skip
+    async with world.gateway() as gateway:
+        gateway._exchange.private = replace(  # type: ignore[misc]
+            gateway._exchange.private, forgets_after=timedelta(hours=1)
+        )
+        (found,) = await gateway.resolve_pending()
+    assert (found.fate, found.order.status) == (Fate.FOUND, OrderStatus.CLOSED)
+    assert found.order.filled == 1_000_001
+
+
+async def test_an_order_of_a_market_that_is_gone_stays_pending(world: World) -> None:
+    for query in (POST, {"method": "GET"}):
+        world.server.faults.add(Rule(Fault.STATUS_AFTER, "/order", query=query, times=99))
+    async with world.gateway() as gateway:
+        with pytest.raises(OrderOutcomeUnknown):
+            await gateway.place(market_buy())
+    world.server.binance.listings["SHIBUSDT"].delisted_ms = NOW_MS
+    world.server.binance.listings["SHIBUSDT"].gone = True
+    async with world.gateway() as gateway:
+        (found,) = await gateway.resolve_pending()
+    assert found.fate is Fate.UNKNOWN
+    assert (await only(world)).status is OrderStatus.PENDING
 
 
 async def test_the_same_client_id_is_the_same_order(world: World) -> None:

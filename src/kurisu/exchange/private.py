@@ -40,8 +40,9 @@ from kurisu.errors import (
     OrderRejected,
 )
 from kurisu.exchange.ccxt_adapter import CcxtExchange
-from kurisu.exchange.clock import from_ms, to_ms
+from kurisu.exchange.clock import from_ms
 from kurisu.exchange.exact import BrokenAnswer, reply_of
+from kurisu.exchange.private_pages import order_windows
 from kurisu.exchange.private_port import (
     ExecutionPage,
     NewOrder,
@@ -65,8 +66,8 @@ T = TypeVar("T")
 
 #: HTTP statuses that mean: refused before anything was done with it.
 _NOT_DONE: Final = frozenset({401, 403, 404, 405, 418, 422, 429, 451})
-#: An order that is looked for in lists may have been made so much earlier by the exchange's clock.
-_LOOK_BACK: Final = timedelta(minutes=5)
+#: An order that is looked for in lists was made so much before or after it was written, at most.
+_LOOK_AROUND: Final = timedelta(minutes=5)
 
 
 @dataclass(slots=True)
@@ -397,14 +398,14 @@ class CcxtAccount:
     async def _order_since(
         self, symbol: str, client_order_id: str, since: datetime
     ) -> ReportedOrder | None:
-        """From the list of orders made at about that time."""
-        start = to_ms(since - _LOOK_BACK)
-        page = await self.fetch_orders(
-            symbol, RecordQuery(start, start + 2 * (to_ms(since) - start))
-        )
-        for order in (*page.orders, *await self.fetch_open_orders(symbol)):
+        """From the lists of orders that are open, and of those made at about that time."""
+        for order in await self.fetch_open_orders(symbol):
             if order.update.client_order_id == client_order_id:
                 return order
+        async for window in order_windows(self, symbol, since - _LOOK_AROUND, since + _LOOK_AROUND):
+            for order in window.rows:
+                if order.update.client_order_id == client_order_id:
+                    return order
         return None
 
     async def _or_none(self, make: Callable[[], Awaitable[Any]]) -> Any:

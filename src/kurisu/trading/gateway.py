@@ -265,7 +265,11 @@ class Gateway:
 
     async def _resolve(self, order: Order) -> Resolution:
         """Ask for the order until it is known what became of it, or patience ends."""
-        market = await self._market(await self._listing(order.market.symbol))
+        try:
+            market = await self._market(await self._listing(order.market.symbol))
+        except BadSymbol:
+            # Delisted since; what became of the order cannot be asked any more.
+            return await self._unresolved(order, None)
         venue = self._exchange.private
         wait_s = FIRST_WAIT_S
         started_s = self._monotonic()
@@ -309,7 +313,7 @@ class Gateway:
             return False
         return found is not None and _is_older(found, order)
 
-    async def _unresolved(self, order: Order, market: Market) -> Resolution:
+    async def _unresolved(self, order: Order, market: Market | None) -> Resolution:
         event = RiskEvent.of(
             EventType.ORDER_UNRESOLVED,
             Severity.CRITICAL,
