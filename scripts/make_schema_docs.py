@@ -119,16 +119,17 @@ def diagram() -> str:
     kept = undeclared_references()
     for _, table in tables():
         for column in table.columns:
+            # The parent's side says whether a row may do without one; the child's side is always
+            # zero or many, since no foreign key here is unique by itself.
+            parent = "|o" if column.nullable else "||"
             for key in column.foreign_keys:
-                # The parent's side says whether a row may do without one; the child's side is
-                # always zero or many, since no foreign key here is unique by itself.
-                parent = "|o" if column.nullable else "||"
                 lines.append(
                     f'    {key.column.table.name} {parent}--o{{ {table.name} : "{column.name}"'
                 )
             if (referenced := kept.get((table.name, column.name))) is not None:
                 lines.append(
-                    f'    {referenced} ||--o{{ {table.name} : "{column.name} (kept by a trigger)"'
+                    f"    {referenced} {parent}--o{{ {table.name} : "
+                    f'"{column.name} (kept by a trigger)"'
                 )
     source = "ohlcv"
     for frame in ROLLUPS:

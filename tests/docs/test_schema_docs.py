@@ -94,9 +94,11 @@ def test_the_diagram_has_every_reference_declared_or_kept_by_a_trigger() -> None
     assert undeclared_references() == {
         ("ohlcv", "market_id"): "markets",
         ("trades", "market_id"): "markets",
+        ("executions", "order_id"): "orders",
     }
     assert 'markets ||--o{ ohlcv : "market_id (kept by a trigger)"' in drawn
     assert 'markets ||--o{ trades : "market_id (kept by a trigger)"' in drawn
+    assert 'orders |o--o{ executions : "order_id (kept by a trigger)"' in drawn
     for table in Base.metadata.tables.values():
         for key in table.foreign_keys:
             parent = "|o" if key.parent.nullable else "||"
