@@ -122,10 +122,10 @@ def diagram() -> str:
             # The parent's side says whether a row may do without one; the child's side is always
             # zero or many, since no foreign key here is unique by itself.
             parent = "|o" if column.nullable else "||"
-            for key in column.foreign_keys:
-                lines.append(
-                    f'    {key.column.table.name} {parent}--o{{ {table.name} : "{column.name}"'
-                )
+            lines += [
+                f'    {key.column.table.name} {parent}--o{{ {table.name} : "{column.name}"'
+                for key in column.foreign_keys
+            ]
             if (referenced := kept.get((table.name, column.name))) is not None:
                 lines.append(
                     f"    {referenced} {parent}--o{{ {table.name} : "
