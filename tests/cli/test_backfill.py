@@ -182,3 +182,46 @@ def test_a_killed_backfill_goes_on_where_it_was(
     # The outage, and a witness around it.
     assert START_MS + 17_020 * MINUTE_MS in asked
     assert all(16_000 <= (at - START_MS) // MINUTE_MS <= 17_540 for at in asked)
+
+
+def test_repair_finds_and_fills_and_compares(
+    kurisu_program: Program, server: ExchangeServer, exchange: str
+) -> None:
+    market = f"{exchange}:SHIB/USDT"
+    query = {"startTime": str(START_MS + 1_000 * MINUTE_MS)}
+    fault = Rule(Fault.STATUS, path="klines", status=451, query=query, times=9)
+    server.faults.add(fault)
+    kurisu_program("candles", "backfill", exchange, "SHIB/USDT", *SINCE, code=1)
+    found = kurisu_program("candles", "gaps", "--market", market, "--until", "2021-11-03").out
+    assert "HTTP 451" in found
+    kurisu_program("candles", "repair", market, code=1)
+    server.faults.clear()
+    found = kurisu_program("candles", "repair", exchange, "--json").json
+    assert (found["whole"], found["markets"][0]["filled"]) == (True, 1_500)
+    assert stored(kurisu_program, market) == closed(BARS)
+    changed = [
+        bar._replace(volume=bar.volume + 1) if at == 7 else bar for at, bar in enumerate(BARS)
+    ]
+    server.binance.listings["SHIBUSDT"].series = Series(changed)
+    done = kurisu_program("candles", "repair", market, "--sample", "9999", code=1)
+    assert f"{market}: 2021-11-02T00:07:00Z stored" in done.out
+    assert "--apply stores" in done.out
+    kurisu_program("candles", "repair", market, "--sample", "9999", "--apply")
+    assert stored(kurisu_program, market) == closed(changed)
+    assert (
+        "nothing is stored"
+        in kurisu_program("candles", "repair", f"{exchange}:BTC/USDT", code=2).err
+    )
+
+
+def test_a_queue_and_its_worker(
+    kurisu_program: Program, server: ExchangeServer, exchange: str
+) -> None:
+    command = ("candles", "backfill", exchange, "SHIB/USDT", *SINCE, "--queue")
+    assert "1 pieces put" in kurisu_program(*command).out
+    assert kurisu_program(*command, "--json").json == {"exchange": exchange, "pieces": 1, "new": 0}
+    done = kurisu_program("worker", "--exchange", exchange, "--drain", "--json")
+    assert json.loads(done.out)["inserted"] == 2_500
+    assert stored(kurisu_program, f"{exchange}:SHIB/USDT") == closed(BARS)
+    assert "nothing is missing" in kurisu_program(*command).out
+    assert kurisu_program("worker", "--at-once", "1", code=2).err

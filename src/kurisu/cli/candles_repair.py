@@ -9,7 +9,7 @@ import typer
 from kurisu.cli.candles_backfill import JSON_ROWS, AllowExpiring, bars
 from kurisu.cli.command import Session, SinceOption, UntilOption, command, parse_range
 from kurisu.cli.output import iso, safe, table
-from kurisu.errors import ExchangeError, InvalidArgument
+from kurisu.errors import ExchangeError, InvalidArgument, NotOffered
 
 if TYPE_CHECKING:
     from kurisu.ingest.repair import Difference, MarketRepair
@@ -81,6 +81,11 @@ async def repair(
                             )
                             for market, one in series
                         ]  # fmt: skip
+                except NotOffered as error:
+                    if targets:
+                        raise
+                    # Candles of files may have any exchange's name.
+                    session.note(f"{exchange} is left out: {error.reason}")
                 except ExchangeError as error:
                     failures.append(error)
     session.result(

@@ -56,7 +56,7 @@ def translate(
         wait_s = retry_after_s(reply.header("retry-after"), now)
         limited = RateLimited(exchange, f"too many requests ({text})", wait_s)
         return Failure(limited, passes=True, banned=reply.status == _BANNED)
-    if isinstance(error, BrokenAnswer):
+    if isinstance(error, BrokenAnswer) and reply.status not in _FINAL_STATUS:
         return Failure(BadAnswer(exchange, text), passes=True)
     if isinstance(error, ccxt.OnMaintenance):
         return Failure(InMaintenance(exchange, text), passes=True)

@@ -62,6 +62,8 @@ PIECE_PAGES: Final = 50
 #: Requests in a row that fail, after their own retries, before the backfill gives up: so many more
 #: than there are walkers.
 PATIENCE: Final = 2
+#: Requests for days, at most, to find out when a market began.
+MOST_LOOKS: Final = 40
 #: What `candle_coverage` names as the source.
 SOURCE: Final = "rest"
 
@@ -378,16 +380,10 @@ class Backfill:
         cuts = [since]
         begins = since
         if frame.seconds < _DAY.seconds and _DAY.name in self._exchange.timeframes:
-            try:
-                days = await self._exchange.fetch_candles(
-                    plan.market.symbol, _DAY.name, to_ms(_DAY.open_time(since)), self._limit
-                )
-            except ExchangeError:
-                days = []  # the walk will find out
-            times = [row.time_ms for row in days if row.time_ms >= to_ms(_DAY.open_time(since))]
-            if not times:
+            first = await self._first_day(plan.market.symbol, since, until)
+            if first is None:
                 return [since, until]
-            begins = max(since, min(until, from_ms(min(times))))
+            begins = max(since, first)
             plan.writer.room_from = begins
         if begins > since:
             cuts.append(begins)
@@ -396,6 +392,23 @@ class Backfill:
             at += length * frame.length
             cuts.append(at)
         return [*cuts, until] if cuts[-1] < until else cuts
+
+    async def _first_day(self, symbol: str, since: datetime, until: datetime) -> datetime | None:
+        """The first day of [since, until) with candles; None if there is none, or nobody says."""
+        at = _DAY.open_time(since)
+        for _ in range(MOST_LOOKS):
+            try:
+                days = await self._exchange.fetch_candles(symbol, _DAY.name, to_ms(at), self._limit)
+            except ExchangeError:
+                return None  # the walk will find out
+            times = [row.time_ms for row in days if row.time_ms >= to_ms(at)]
+            if times:
+                return from_ms(min(times)) if min(times) < to_ms(until) else None
+            # Some venues answer for as many days as they give rows, traded or not.
+            at += self._limit * _DAY.length
+            if at >= until:
+                break
+        return None
 
     # -- one piece ------------------------------------------------------------------------------
 
@@ -598,7 +611,8 @@ async def named_markets(store: Store, exchange: Exchange, symbols: Sequence[str]
             # Not listed any more: what is stored of it stays known.
             found.append(await store.markets.get(name.exchange, name.symbol))
         except NotFound:
-            near = get_close_matches(symbol, listed, 3, 0.5)
+            same = [one for one in listed if one.upper() == symbol.upper()]
+            near = same or get_close_matches(symbol.upper(), listed, 3, 0.5)
             hint = f"; it lists {', '.join(near)}" if near else ""
             raise BadSymbol(exchange.name, f"it does not list {symbol}{hint}") from None
     return found
