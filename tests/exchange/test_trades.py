@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from kurisu.domain.trade import IdSpace
 from kurisu.errors import BadAnswer, ExchangeError
 from kurisu.exchange.candles import PageStatus
-from kurisu.exchange.clock import from_ms
-from kurisu.exchange.port import Exchange, TradeRow
+from kurisu.exchange.clock import from_ms, to_ms
+from kurisu.exchange.port import Exchange, TradeAnswer, TradeQuery, TradeRow
 from kurisu.exchange.trades import TradePage, trade_pages, trade_table
 from kurisu.exchange.venues import HOUR_MS, TradePaging, Venue
 
@@ -276,3 +276,28 @@ def test_table_of_trades() -> None:
     assert table["trade_id"].to_pylist() == ["9", "10"]
     assert table["cost"].to_pylist() == [Decimal(60), Decimal(6)]
     assert table["side"].to_pylist() == [None, "buy"]
+
+
+class Slow(FakeExchange):
+    """Every answer is a while on its way; what is made meanwhile is not in it."""
+
+    async def fetch_trades(self, symbol: str, query: TradeQuery) -> TradeAnswer:
+        answer = await super().fetch_trades(symbol, query)
+        self.now_ms += 5_000
+        return answer
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("first_s", [1, 3, 8, 20, 23, 30])
+async def test_what_is_made_while_an_answer_is_on_its_way(way: str, first_s: int) -> None:
+    """A page never says that there was nothing where the question was too early."""
+    ticks = [
+        Tick(n + 1, at, Decimal(1), Decimal(n + 1), "buy", at * 10**6)
+        for n, at in enumerate(range(START_MS + first_s * 1000, START_MS + 90_000, 700))
+    ]
+    exchange = Slow(Venue(trade_limit=60, **WAYS[way]), START_MS + 4_000, tape=Tape(ticks))
+    pages = await walk(exchange)
+    until = to_ms(pages[-1].until)
+    assert [row["amount"] for row in rows_of(pages) if to_ms(row["time"]) < until] == [
+        tick.amount for tick in ticks if tick.time_ms < until
+    ]

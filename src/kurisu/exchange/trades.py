@@ -100,8 +100,10 @@ class _Walk:
 
     async def by_id(self) -> AsyncIterator[TradePage]:
         """From the id of the first trade on. Venue: binance (aggregate trades)."""
+        # Before the question: what is made while the answer is on its way is not in it.
+        end = await self._end()
         at_id = await self._first_id()
-        at, missing = self._since, 0
+        at, missing, held = self._since, 0, list[TradeRow]()
         accepted: set[int] = set()
         while at_id is not None:
             end = await self._end()
@@ -118,13 +120,17 @@ class _Walk:
                         continue
             if not rows:
                 break
+            at_id = _id(rows[-1]) + 1
+            rows = [*held, *rows]
             last = rows[-1].time_ms
             if last >= end:
                 yield self._page(at, end, (r for r in rows if at <= r.time_ms < end), missing)
                 return
-            yield self._page(at, last, (r for r in rows if r.time_ms >= at), missing)
-            at, at_id, missing = max(at, last), _id(rows[-1]) + 1, 0
-        yield self._page(at, await self._end(), [], missing)
+            # What is at `last` belongs to the next page, which may be one without other trades.
+            yield self._page(at, last, (r for r in rows if at <= r.time_ms < last), missing)
+            held = [row for row in rows if row.time_ms >= last]
+            at, missing = max(at, last), 0
+        yield self._page(at, end, (r for r in held if r.time_ms >= at), missing)
 
     async def by_cursor(self) -> AsyncIterator[TradePage]:
         """After a cursor of nanoseconds. Venue: kraken."""

@@ -22,6 +22,7 @@ from exchange_server.world import NOW_MS, Opener
 from kurisu.errors import BadSymbol, IdSpaceConflict, InvalidArgument, NotOffered
 from kurisu.exchange.calls import RetryPolicy
 from kurisu.exchange.clock import from_ms, to_ms
+from kurisu.ingest.live import refill
 from kurisu.ingest.live.events import StreamEvent
 from kurisu.ingest.live.stream import StreamOptions, StreamRequest, stream
 from kurisu.store.markets import Market
@@ -232,6 +233,29 @@ async def test_what_was_missed_while_nobody_ran_is_asked_for(
             trader.trade(30)
             await eventually(run, store, market, trader)
         trader.trade(2_500 if not number else 0, heard=False)
+    await check(store, market, trader)
+
+
+async def test_a_stream_that_has_died_without_a_word(
+    store: Store, server: ExchangeServer, opened: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection stands, pings are answered, and nothing comes: REST knows better."""
+    monkeypatch.setattr(refill, "SILENCE_S", 0.3)
+    server.clock.set(NOW_MS, speed=LATER_S)
+    trader = shib(server)
+    async with running(store, opened) as run:
+        run.start(TRADES, ("binance", SHIB))
+        await listening(run, server)
+        trader.trade(10)
+        market = await store.markets.get("binance", SHIB)
+        await eventually(run, store, market, trader)
+        trader.trade(10, heard=False)
+        await run.said("silent")
+        await run.said("connected", 2)
+        await listening(run, server)
+        trader.trade(10)
+        await eventually(run, store, market, trader)
+        assert run.count("silent") == 1
     await check(store, market, trader)
 
 

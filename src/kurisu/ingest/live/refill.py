@@ -40,12 +40,14 @@ SOURCE: Final = "rest"
 
 @dataclass(slots=True)
 class _Turn:
-    """When a market may be asked for again, and was asked last, by a steady clock."""
+    """When a market may be asked for again, and was asked last, by a steady clock; in which run
+    of its stream that was."""
 
     at_s: float = 0.0
     failures: int = 0
     is_running: bool = False
     asked_s: float = 0.0
+    run: int | None = None
 
 
 class Refiller:
@@ -168,7 +170,8 @@ class Refiller:
             elif report.inserted:
                 late |= any(heard < to_ms(at) < expected for at in page.table["time"].to_pylist())
             follower.has_read(to_ms(page.until))
-        turn.asked_s = time.monotonic()
+        # What is caught up with at the beginning of a run says nothing about the stream.
+        turn.asked_s, turn.run, late = time.monotonic(), run, late and turn.run == run
         if told or inserted:
             self._tell_refilled(follower.market, since, follower.whole_until, inserted, "trades")
         if follower.missing is not None:
