@@ -31,8 +31,9 @@ class Rule:
     """One fault for the next `times` requests whose path contains `path`.
 
     skip: matching requests that are answered properly first. query: has to match, too;
-    it has "method" beside the parameters. status, body, retry_after: for STATUS and STATUS_AFTER
-    (retry_after is the header's text). seconds: for TIMEOUT and LOST.
+    it has "method" beside the parameters. present: a parameter that has to be there. status, body,
+    retry_after: for STATUS and STATUS_AFTER (retry_after is the header's text). seconds: for
+    TIMEOUT and LOST.
     """
 
     fault: Fault
@@ -40,6 +41,7 @@ class Rule:
     times: int = 1
     skip: int = 0
     query: Mapping[str, str] = field(default_factory=dict)
+    present: str = ""
     status: int = 500
     body: str = ""
     retry_after: str | None = None
@@ -68,6 +70,8 @@ class Faults:
         with self._lock:
             for rule in self.rules:
                 if rule.path not in path or rule.hits >= rule.times:
+                    continue
+                if rule.present and rule.present not in query:
                     continue
                 if any(query.get(name) != wanted for name, wanted in rule.query.items()):
                     continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -18,6 +19,7 @@ from kurisu.domain.trade import IdSpace, Trade
 from kurisu.errors import InvalidArgument, RetentionConflict
 from kurisu.exchange.calls import RetryPolicy
 from kurisu.exchange.clock import from_ms
+from kurisu.exchange.venues import VENUES as VENUES_KNOWN
 from kurisu.ingest import trade_backfill
 from kurisu.ingest.trade_backfill import MarketTradeBackfill, TradeBackfillReport, backfill_trades
 from kurisu.store.store import Store
@@ -127,6 +129,32 @@ async def test_faults_lose_nothing(
         report = await backfill(store, opened, venue)
     assert report.is_done
     assert await stored(store, venue) == truth(venue, until=only(report).until)
+
+
+@pytest.mark.parametrize("venue", VENUES)
+async def test_answers_that_stay_empty_are_no_end(
+    store: Store, server: ExchangeServer, opened: Opener, venue: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """However often: what is claimed is true, and the rest has failed."""
+    path = "Trades" if venue != "bitfinex" else "trades"
+    # All but the newest, which are asked for without a place to begin.
+    begin = {"binance": "fromId", "kraken": "since", "bitfinex": "start"}[venue]
+    monkeypatch.setattr("kurisu.exchange.venues.VENUES", {
+        **VENUES_KNOWN, "bitfinex": replace(VENUES_KNOWN["bitfinex"], trade_limit=500),
+    })  # fmt: skip
+    rule = server.faults.add(Rule(Fault.EMPTY, path, times=10**6, skip=2, present=begin))
+    one = only(await backfill(store, opened, venue))
+    assert rule.hits
+    assert not one.is_done
+    assert "newer ones" in one.problems[0].reason
+    found = await stored(store, venue)
+    for known in one.coverage:
+        if known.status in ("complete", "empty"):
+            inside = [row for row in found if known.since <= row[0] < known.until]
+            assert inside == truth(venue, known.since, known.until)
+    rule.times = 0
+    assert (await backfill(store, opened, venue)).is_done
 
 
 async def test_an_exchange_that_gives_up(

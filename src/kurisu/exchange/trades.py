@@ -119,6 +119,7 @@ class _Walk:
                     if not rows:
                         continue
             if not rows:
+                await self._check_end(end, from_id=at_id)
                 break
             at_id = _id(rows[-1]) + 1
             rows = [*held, *rows]
@@ -144,6 +145,8 @@ class _Walk:
                 answer = await self._answer(query)
             rows = sorted([*held, *answer.rows], key=lambda row: row.time_ms)
             last = rows[-1].time_ms if rows else at
+            if not answer.rows:
+                await self._check_end(end, after=last)
             if not answer.rows or last >= end:
                 yield self._page(at, end, (r for r in rows if r.time_ms < end))
                 return
@@ -220,6 +223,20 @@ class _Walk:
             if row.trade_id is not None:
                 seen.add(row.trade_id)
         return unique
+
+    async def _check_end(self, end: int, *, from_id: int | None = None, after: int = 0) -> None:
+        """After an answer without rows: raises BadAnswer if that was not the end.
+
+        There are newer trades before `end` then: with an id from `from_id` on, or later than
+        `after`.
+        """
+        for row in await self._ask(TradeQuery(limit=self._limit)):
+            is_later = row.time_ms > after if from_id is None else _id(row) >= from_id
+            if is_later and row.time_ms < end:
+                raise BadAnswer(
+                    self._exchange.name,
+                    f"it gives no more trades of {self._symbol} in order, and there are newer ones",
+                )
 
     async def _answer(self, query: TradeQuery) -> TradeAnswer:
         """What the exchange says; rows without ids that are alike only as often as it repeats it.
@@ -302,6 +319,12 @@ class _Walk:
         again = await self._ask(TradeQuery(since_ms=at, limit=self._limit))
         if any(row.time_ms > at for row in again):
             return min(row.time_ms for row in again if row.time_ms > at)
+        if self._exchange.venue.trades_open_ended:
+            raise BadAnswer(
+                self._exchange.name,
+                f"it gives no trades of {self._symbol} from {from_ms(at).isoformat()} on, and "
+                "there are newer ones",
+            )
         return min(at + (self._exchange.venue.trade_window_ms or HOUR_MS), *later)
 
     def _page(

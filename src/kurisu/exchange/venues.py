@@ -38,6 +38,8 @@ class Venue:
     limit_with_since: False where CCXT or the venue mistakes the two together.
     trade_paging, trade_limit: see TradePaging.
     trade_window_ms: longest window of one request by time; None for any.
+    trades_open_ended: a request by time surely goes on to the newest trade, so that an answer
+        without rows is the end or a fault, and never a quiet hour.
     trade_id_space: what the default endpoint gives.
     trade_ids_gapless: consecutive ids, so that a jump means lost rows.
     weight_limit: request weight per minute; None where the venue counts requests and CCXT's
@@ -51,6 +53,7 @@ class Venue:
     trade_paging: TradePaging = TradePaging.TIME
     trade_limit: int = CAUTIOUS_LIMIT
     trade_window_ms: int | None = None
+    trades_open_ended: bool = False
     trade_id_space: IdSpace = IdSpace.RAW
     trade_ids_gapless: bool = False
     weight_limit: int | None = None
@@ -71,7 +74,12 @@ _BINANCE: Final = Venue(
 VENUES: Final[dict[str, Venue]] = {
     "binance": _BINANCE,
     "binanceus": _BINANCE,
-    "bitfinex": Venue(candle_limit=10_000, candles_oldest_first=True, trade_limit=10_000),
+    "bitfinex": Venue(
+        candle_limit=10_000,
+        candles_oldest_first=True,
+        trade_limit=10_000,
+        trades_open_ended=True,
+    ),
     "kraken": Venue(
         candle_limit=720,
         candles_latest_only=True,
