@@ -14,9 +14,10 @@ from exchange_server.clock import MINUTE_MS
 from exchange_server.faults import Fault, Rule
 from exchange_server.server import ExchangeServer
 from exchange_server.world import NOW_MS, START_MS, TICKS, Opener
+from rows import session
 
 from kurisu.domain.trade import IdSpace, Trade
-from kurisu.errors import InvalidArgument, RetentionConflict
+from kurisu.errors import DatabaseError, InvalidArgument, RetentionConflict
 from kurisu.exchange.calls import RetryPolicy
 from kurisu.exchange.clock import from_ms
 from kurisu.exchange.venues import VENUES as VENUES_KNOWN
@@ -244,3 +245,36 @@ async def test_a_policy_of_the_users_is_not_worked_against(
     with pytest.raises(RetentionConflict, match="--allow-expiring"):
         await backfill(store, opened)
     assert server.asked("rades") == []
+
+
+async def test_it_outlives_broken_connections_to_the_database(
+    store: Store, opened: Opener, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trade_backfill, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(trade_backfill, "WAITING_PAGES", 1)
+    breaks = 0
+    write = type(store.trades).write
+
+    async def broken(trades: Any, *arguments: Any, **more: Any) -> Any:
+        """Every other write loses its connection, before or after its commit."""
+        nonlocal breaks
+        breaks += 1
+        if breaks % 4 == 1:
+            await end_sessions()
+        report = await write(trades, *arguments, **more)
+        if breaks % 4 == 3:
+            raise DatabaseError("the connection broke after the commit")
+        return report
+
+    async def end_sessions() -> None:
+        async with session(url) as admin:
+            await admin.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+
+    monkeypatch.setattr(type(store.trades), "write", broken)
+    report = await backfill(store, opened)
+    assert breaks >= 4
+    assert report.is_done
+    assert await stored(store, "binance") == truth("binance", until=only(report).until)
