@@ -13,6 +13,7 @@ import hmac
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from decimal import ROUND_DOWN, Decimal
 from typing import Any, Final
 from urllib.parse import parse_qsl
@@ -25,6 +26,7 @@ MAX_ROWS: Final = 1_000
 _AHEAD_MS: Final = 1_000
 _LONGEST_RECV_WINDOW_MS: Final = 60_000
 _PRIVATE: Final = {"account", "order", "openOrders", "allOrders", "myTrades"}
+_TRANSFERS: Final = {"hisrec", "history"}
 _OVER: Final = {"FILLED", "CANCELED", "REJECTED", "EXPIRED"}
 _ZERO: Final = Decimal(0)
 
@@ -84,7 +86,7 @@ class BinanceAccount:
     the order receives; fee_asset_price: quote units per unit of it.
     slices: into how many fills an order that is filled at once is cut.
     hidden_ms: how long after it was placed an order is unknown to every question, while its fills
-    are there.
+    are there. deposits, withdrawals: rows as Binance has them; `move` makes them.
     """
 
     clock: VirtualClock
@@ -97,6 +99,8 @@ class BinanceAccount:
     fee_asset_price: Decimal = Decimal(600)
     slices: int = 1
     hidden_ms: int = 0
+    deposits: list[dict[str, Any]] = field(default_factory=list)
+    withdrawals: list[dict[str, Any]] = field(default_factory=list)
     orders: list[PlacedOrder] = field(default_factory=list)
     fills: list[Fill] = field(default_factory=list)
     next_order_id: int = 4_000_000_000
@@ -105,7 +109,8 @@ class BinanceAccount:
 
     @staticmethod
     def owns(path: str) -> bool:
-        return path.rsplit("/", 1)[-1] in _PRIVATE and not path.startswith("sapi/")
+        name = path.rsplit("/", 1)[-1]
+        return name in _TRANSFERS if path.startswith("sapi/") else name in _PRIVATE
 
     def handle(self, method: str, path: str, signed: str, headers: Mapping[str, str]) -> Answer:
         """The answer to one signed request."""
@@ -122,6 +127,8 @@ class BinanceAccount:
                     ("GET", "openOrders"): self._open_orders,
                     ("GET", "allOrders"): self._all_orders,
                     ("GET", "myTrades"): self._my_trades,
+                    ("GET", "hisrec"): self._deposits,
+                    ("GET", "history"): self._withdrawals,
                 }
                 handler = handlers.get((method, name))
                 if handler is None:
@@ -144,6 +151,26 @@ class BinanceAccount:
             )  # fmt: skip
             self.match()
             return order
+
+    def move(self, asset: str, amount: str, fee: str = "0", *, is_through: bool = True) -> None:
+        """A deposit (amount above zero) or a withdrawal; the fee of the latter comes on top."""
+        now, number = self.clock.now_ms(), Decimal(amount)
+        rows = self.deposits if number > 0 else self.withdrawals
+        done = 1 if number > 0 else 6
+        row: dict[str, Any] = {
+            "id": f"{asset}{len(rows)}{'d' if number > 0 else 'w'}", "coin": asset,
+            "amount": eight(abs(number)), "network": "X", "address": "a", "txId": f"0x{len(rows)}",
+            "status": done if is_through else 0,
+        }  # fmt: skip
+        if number > 0:
+            row["insertTime"] = now
+        else:
+            day = datetime.fromtimestamp(now // 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
+            row |= {"transactionFee": fee, "applyTime": day}
+        rows.append(row)
+        if is_through:
+            total = self.balances.get(asset, _ZERO)
+            self.balances[asset] = total + number - Decimal(fee)
 
     def match(self) -> None:
         """Fill resting orders with what was served up to now."""
@@ -394,6 +421,21 @@ class BinanceAccount:
             ][:limit]  # fmt: skip
         return [self._trade(fill) for fill in found]
 
+    def _deposits(self, params: Mapping[str, str]) -> Any:
+        since, until = int(params["startTime"]), int(params["endTime"])
+        if until - since > 90 * DAY_MS:
+            raise Refusal(-1127, "More than 90 days between startTime and endTime.")
+        return [row for row in self.deposits if since <= row["insertTime"] <= until]
+
+    def _withdrawals(self, params: Mapping[str, str]) -> Any:
+        since, until = int(params["startTime"]), int(params["endTime"])
+        if until - since > 90 * DAY_MS:
+            raise Refusal(-1127, "More than 90 days between startTime and endTime.")
+        return [
+            row for row in self.withdrawals
+            if since // 1000 * 1000 <= _applied_ms(row) <= until
+        ]  # fmt: skip
+
     @staticmethod
     def _window(params: Mapping[str, str]) -> tuple[int | None, int | None]:
         since = int(params["startTime"]) if "startTime" in params else None
@@ -434,3 +476,8 @@ class BinanceAccount:
             "commissionAsset": fill.fee_asset, "time": fill.time_ms,
             "isBuyer": fill.order.side == "BUY", "isMaker": fill.is_maker, "isBestMatch": True,
         }  # fmt: skip
+
+
+def _applied_ms(row: Mapping[str, Any]) -> int:
+    at = datetime.strptime(row["applyTime"], "%Y-%m-%d %H:%M:%S").replace(tzinfo=UTC)
+    return int(at.timestamp()) * 1000

@@ -28,6 +28,7 @@ from kurisu.domain.order import OrderStatus, OrderType
 from kurisu.errors import BadSymbol, ExchangeUnavailable
 from kurisu.exchange import private_pages
 from kurisu.exchange.clock import from_ms
+from kurisu.trading.reconcile import reconcile_account
 from kurisu.trading.rules import OrderRequest
 from kurisu.trading.sync import SyncReport, sync_account
 
@@ -293,3 +294,76 @@ async def test_a_synchronisation_that_is_killed_again_and_again(world: World, ur
         if o.status is OrderStatus.CANCELED
     ]  # fmt: skip
     assert [o.filled for o in canceled] == [Decimal(700_000)]
+
+
+async def test_reading_while_orders_are_placed(world: World) -> None:
+    """Three readers and two gateways at once: no order is taken for somebody else's, none twice."""
+    world.venue.slices = 2
+    done = asyncio.Event()
+
+    async def trade(side: Side) -> None:
+        async with world.gateway() as gateway:
+            for _ in range(4):
+                await gateway.place(OrderRequest(SHIB, side, OrderType.MARKET, Decimal(1_500_000)))
+                resting = OrderRequest(
+                    SHIB, Side.BUY, OrderType.LIMIT, Decimal(2_000_000), world.low()
+                )
+                await gateway.cancel(await gateway.place(resting))
+
+    async def read() -> None:
+        while not done.is_set():
+            await sync(world, markets=[SHIB])
+
+    readers = [asyncio.create_task(read()) for _ in range(3)]
+    await asyncio.gather(trade(Side.BUY), trade(Side.SELL))
+    done.set()
+    await asyncio.gather(*readers)
+    await sync(world)
+    await assert_the_same(world)
+    orders = await world.store.ledger.orders(world.account)
+    assert len(orders) == 16
+    assert all(order.client_order_id for order in orders)
+    # A reader may see an order filled before its fills; that is over when they come.
+    events = await fetch(world.store, "SELECT DISTINCT event_type FROM risk_events")
+    assert events in ([], [("fills_missing",)])
+    assert await world.store.ledger.conditions(world.account) == []
+
+
+async def test_deposits_and_withdrawals_explain_the_balances(world: World) -> None:
+    venue = world.venue
+    venue.balances = {}
+    venue.clock.set(NOW_MS - 200 * DAY_MS, speed=0.0)
+    venue.move("USDT", "50000")
+    venue.clock.set(NOW_MS - 5 * DAY_MS, speed=0.0)
+    venue.move("SHIB", "4000000")
+    venue.place("SHIBUSDT", "sell", "1500000")
+    venue.move("USDT", "-7.5", fee="0.25")
+    venue.move("SHIB", "-1000", is_through=False)
+    venue.clock.set(NOW_MS, speed=1.0)
+    report = await sync(world)
+    assert (report.transfers, report.notes) == (4, [])
+    async with world.exchange() as exchange:
+        found = await reconcile_account(world.store, world.account, exchange)
+    assert found.comparison.agrees, found.comparison.differences
+    # What was on its way comes later, under its old time.
+    venue.withdrawals[-1]["status"] = 6
+    venue.balances["SHIB"] -= 1000
+    world.server.clock.advance(9 * 86_400)
+    assert (await sync(world)).transfers == 1
+    entries = await world.store.ledger.entries(world.account)
+    assert [(row.entry.kind, row.entry.asset, row.entry.amount) for row in entries] == [
+        ("deposit", "USDT", Decimal(50_000)), ("deposit", "SHIB", Decimal(4_000_000)),
+        ("withdrawal", "USDT", Decimal("-7.5")), ("fee", "USDT", Decimal("-0.25")),
+        ("withdrawal", "SHIB", Decimal(-1_000)),
+    ]  # fmt: skip
+
+
+async def test_an_exchange_that_does_not_tell_deposits(world: World) -> None:
+    history(world.venue)
+    world.server.faults.add(
+        Rule(Fault.STATUS, "hisrec", status=401, times=9, body='{"code": -2015, "msg": "no"}')
+    )
+    report = await sync(world)
+    assert report.total("new") == 41
+    (note,) = report.notes
+    assert "deposits and withdrawals were not read" in note

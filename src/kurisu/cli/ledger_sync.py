@@ -59,7 +59,7 @@ async def sync(
     since: SinceOption = None,
     market: MarketsOption = None,
 ) -> None:
-    """Read orders, fills and balances of an account into the ledger.
+    """Read orders, fills, deposits and balances of an account into the ledger.
 
     Goes on where the last call stopped, and may be stopped or killed at any time: nothing is lost
     and nothing is counted twice. --since reads again from there on; it never leaves a gap. Orders
@@ -67,7 +67,8 @@ async def sync(
     whole account.
 
     The markets that are looked at are those of the last time and those that the balances suggest;
-    name a market once that you traded and hold no more of.
+    name a market once that you traded and hold no more of. Deposits and withdrawals are read from
+    --since, or else a year back the first time.
     """
     from kurisu.trading.accounts import open_stored_account
     from kurisu.trading.sync import sync_account
@@ -149,7 +150,7 @@ def _watched(
 
         def show(symbol: str, what: str, until: datetime | None) -> None:
             reached = "from the beginning" if until is None else f"up to {iso(until)}"
-            status.update(Text(safe(f"{account} {symbol}: {what} {reached}")))
+            status.update(Text(safe(f"{account} {symbol or 'account'}: {what} {reached}")))
 
         yield show
 
@@ -163,6 +164,8 @@ def sync_dict(report: SyncReport) -> dict[str, Any]:
         "resolved": report.resolved,
         "risk_events": report.total("events") + report.conditions,
         "balances": report.balances,
+        "transfers": report.transfers,
+        "notes": report.notes,
         "seconds": round(report.seconds, 3),
         "markets": [
             {"market": m.market, "since": m.since, "until": m.until, **_taken(m.taken)}
@@ -206,7 +209,9 @@ def sync_text(report: SyncReport) -> str:
     lines.append(
         f"{safe(report.account)} read up to {iso(report.until)} in {report.seconds:.1f} s, "
         f"{report.balances} balances"
+        + (f", {report.transfers} new deposits and withdrawals" if report.transfers else "")
     )
+    lines += [safe(note) for note in report.notes[:SHOWN]]
     if report.resolved:
         lines.append(f"{report.resolved} orders of unknown fate asked for")
     events = report.total("events") + report.conditions

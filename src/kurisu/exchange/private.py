@@ -23,9 +23,10 @@ from decimal import Decimal
 from typing import Any, Final, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
-from kurisu.domain.execution import Execution
+from kurisu.domain.balance import Entry, EntryKind
+from kurisu.domain.execution import Execution, read_number, read_text, read_time
 from kurisu.domain.listing import MarketListing
-from kurisu.domain.money import number_fault, parse_decimal, plain
+from kurisu.domain.money import EXACT, number_fault, parse_decimal, plain
 from kurisu.domain.order import OrderType, OrderUpdate
 from kurisu.errors import (
     BadAnswer,
@@ -40,7 +41,7 @@ from kurisu.errors import (
     OrderRejected,
 )
 from kurisu.exchange.ccxt_adapter import CcxtExchange
-from kurisu.exchange.clock import from_ms
+from kurisu.exchange.clock import from_ms, to_ms
 from kurisu.exchange.exact import BrokenAnswer, reply_of
 from kurisu.exchange.private_pages import order_windows
 from kurisu.exchange.private_port import (
@@ -64,6 +65,9 @@ from kurisu.exchange.translate import translate
 
 T = TypeVar("T")
 
+#: Of one request for deposits or withdrawals: what Binance takes, and more than most have.
+_TRANSFER_WINDOW: Final = timedelta(days=89)
+_TRANSFER_LIMIT: Final = 1_000
 #: HTTP statuses that mean: refused before anything was done with it.
 _NOT_DONE: Final = frozenset({401, 403, 404, 405, 418, 422, 429, 451})
 #: An order that is looked for in lists was made so much before or after it was written, at most.
@@ -193,6 +197,22 @@ class CcxtAccount:
             if total is not None and (total or free or used):
                 found.append(ReportedBalance(asset, total, free, used))
         return found
+
+    async def fetch_transfers(
+        self, since: datetime, until: datetime
+    ) -> tuple[list[Entry], list[Unreadable]]:
+        """Deposits and withdrawals that are through; fees as entries of their own."""
+        rows = []
+        for name, method in (("fetchDeposits", "deposits"), ("fetchWithdrawals", "withdrawals")):
+            if self._client.has.get(name) is not True:
+                continue
+            at = since
+            while at <= until:
+                last = min(at + _TRANSFER_WINDOW, until)
+                rows += await self._transfers(f"fetch_{method}", at, last)
+                at = last + timedelta(milliseconds=1)
+        found, unreadable = self._read(rows, "transfer", _transfer_entries)
+        return [entry for entries in found for entry in entries], list(unreadable)
 
     async def create_order(self, order: NewOrder) -> ReportedOrder:
         """Send an order, once. Raises OrderRejected if it is surely not there,
@@ -512,6 +532,18 @@ class CcxtAccount:
             raise BadAnswer(self.name, f"{method} gave no list")
         return rows
 
+    async def _transfers(self, method: str, since: datetime, until: datetime) -> list[Any]:
+        params = {"until": to_ms(until)}
+
+        async def ask() -> Any:
+            call = getattr(self._client, method)
+            return await call(None, to_ms(since), _TRANSFER_LIMIT, params)
+
+        rows = await self._ask(ask)
+        if len(rows) >= _TRANSFER_LIMIT:
+            raise BadAnswer(self.name, f"it has more {method[6:]} since {since} than it shows")
+        return [row for row in rows if row.get("status") == "ok"]
+
     def _read(
         self, rows: list[Any], kind: str, read: Callable[[Any], T]
     ) -> tuple[tuple[T, ...], tuple[Unreadable, ...]]:
@@ -633,6 +665,30 @@ def _order_type(row: Mapping[str, Any], update: OrderUpdate) -> OrderType | None
     if said in ("limit", "limit_maker", "post_only") or update.price is not None:
         return OrderType.LIMIT
     return None
+
+
+def _transfer_entries(row: Mapping[str, Any]) -> list[Entry]:
+    """CCXT's amounts are without the fee. Raises LedgerRuleBroken."""
+    where = f"transfer {row.get('id')!r}"
+    name = read_text(row, "id", where) or read_text(row, "txid", where)
+    asset = read_text(row, "currency", where)
+    amount = read_number(row, "amount", where)
+    time = read_time(row, "timestamp", where)
+    if not name or not asset or not amount or time is None:
+        raise LedgerRuleBroken("transfer_is_complete", f"{where} needs id, currency, amount, time")
+    is_deposit = row.get("type") == "deposit"
+    kind = EntryKind.DEPOSIT if is_deposit else EntryKind.WITHDRAWAL
+    moved = amount.copy_abs() if is_deposit else EXACT.subtract(Decimal(0), amount.copy_abs())
+    entries = [Entry(kind, asset, moved, time, name)]
+    fee = row.get("fee")
+    if isinstance(fee, Mapping):
+        cost = read_number(fee, "cost", where)
+        currency = read_text(fee, "currency", where) or asset
+        if cost and not is_deposit:
+            entries.append(
+                Entry(EntryKind.FEE, currency, EXACT.subtract(Decimal(0), cost), time, name)
+            )
+    return entries
 
 
 def _days_ms(days: object) -> int | None:

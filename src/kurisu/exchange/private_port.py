@@ -11,6 +11,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import NamedTuple, Protocol
 
+from kurisu.domain.balance import Entry
 from kurisu.domain.execution import Execution, Side
 from kurisu.domain.listing import MarketListing
 from kurisu.domain.order import OrderType, OrderUpdate
@@ -143,6 +144,12 @@ class PrivateExchange(Protocol):
 
     async def fetch_balances(self) -> list[ReportedBalance]:
         """What the account has, by asset; assets of which it has nothing are left out."""
+
+    async def fetch_transfers(
+        self, since: datetime, until: datetime
+    ) -> tuple[list[Entry], list[Unreadable]]:
+        """Deposits and withdrawals that are through, of [since, until]; fees as entries of their
+        own. Empty where the exchange does not list them."""
 
     async def create_order(self, order: NewOrder) -> ReportedOrder:
         """Send an order, once.

@@ -21,6 +21,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Final
 
+from kurisu.domain.balance import Entry
 from kurisu.domain.execution import Execution, Fee, Side, TakerOrMaker, combine_fees
 from kurisu.domain.listing import MarketListing
 from kurisu.domain.order import Order, OrderStatus, OrderType, OrderUpdate
@@ -38,6 +39,7 @@ from kurisu.exchange.private_port import (
     RecordQuery,
     ReportedBalance,
     ReportedOrder,
+    Unreadable,
 )
 from kurisu.exchange.private_venues import ClientIds, OrderLookup, PrivateVenue
 from kurisu.ledger.arithmetic import ZERO, add, negate, product, subtract
@@ -186,6 +188,14 @@ class SimulatedExchange:
             if total or used:
                 found.append(ReportedBalance(asset, total, subtract(total, used), used))
         return found
+
+    async def fetch_transfers(
+        self,
+        since: datetime,  # noqa: ARG002
+        until: datetime,  # noqa: ARG002
+    ) -> tuple[list[Entry], list[Unreadable]]:
+        """None: nothing comes or goes."""
+        return [], []
 
     async def create_order(self, order: NewOrder) -> ReportedOrder:
         """Take an order, and fill it if the last price does. Raises OrderRejected."""

@@ -15,9 +15,10 @@ from typing import Final
 from kurisu.domain.balance import Balance
 from kurisu.domain.listing import MarketListing
 from kurisu.domain.money import EXACT
-from kurisu.errors import BadSymbol
+from kurisu.errors import BadSymbol, ExchangeError
 from kurisu.exchange.private_pages import execution_windows, order_windows
 from kurisu.exchange.private_port import PrivateExchange, ReportedBalance
+from kurisu.ledger.events import EventType
 from kurisu.store.accounts import Account
 from kurisu.store.markets import Market
 from kurisu.store.store import Store
@@ -34,6 +35,10 @@ _QUOTES: Final = ("USDT", "USDC", "FDUSD", "USD", "EUR", "BTC", "ETH")
 _ORDERS: Final = "orders"
 _TRADES: Final = "trades"
 _MARKETS: Final = "markets"
+_TRANSFERS: Final = "transfers"
+#: How far back deposits and withdrawals are read the first time, and before the cursor later.
+TRANSFERS_SPAN: Final = timedelta(days=365)
+TRANSFERS_OVERLAP: Final = timedelta(days=30)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +54,9 @@ class MarketReport:
 @dataclass(slots=True)
 class SyncReport:
     """What a synchronisation did. resolved: orders whose fate had been unknown. conditions: risk
-    events that are new, of what does not add up at its end. balances: assets reported."""
+    events that are new, of what does not add up at its end. balances: assets reported.
+    transfers: deposits, withdrawals and their fees that are new. notes: what could not be read, and
+    is no reason not to read the rest."""
 
     account: str
     until: datetime
@@ -57,6 +64,8 @@ class SyncReport:
     resolved: int = 0
     conditions: int = 0
     balances: int = 0
+    transfers: int = 0
+    notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
     def total(self, count: str) -> int:
@@ -102,6 +111,8 @@ async def sync_account(
         found = await _sync_market(store, account, exchange, market, since, until, progress)
         report.markets.append(found)
         report.conditions += await store.ledger.note_conditions(account, market)
+    progress("", _TRANSFERS, None)
+    await _sync_transfers(store, account, exchange, since, report)
     report.seconds = time.monotonic() - started
     return report
 
@@ -166,8 +177,39 @@ async def _sync_market(
         await store.ledger.move_cursor(account, _TRADES, trades.until, market=market)
         progress(market.symbol, _TRADES, trades.until)
     await _ask_for_waiting(store, account, exchange, market, intake)
+    conditions = await store.ledger.conditions(account, market)
+    if any(event.event_type is EventType.FILLS_MISSING for _, event in conditions):
+        # Orders that were filled while this went on: their fills are there by now.
+        now = await exchange.now()
+        async for trades in execution_windows(exchange, market.symbol, until - OVERLAP, now):
+            await intake.executions(trades.rows)
     starts = [at for at in (from_orders, from_trades) if at is not None]
     return MarketReport(str(market), min(starts, default=None), until, intake.taken)
+
+
+async def _sync_transfers(
+    store: Store,
+    account: Account,
+    exchange: PrivateExchange,
+    since: datetime | None,
+    report: SyncReport,
+) -> None:
+    """Deposits and withdrawals. An exchange that does not tell them is a note, not an error."""
+    cursor = await store.ledger.cursor(account, _TRANSFERS)
+    start = report.until - TRANSFERS_SPAN
+    if cursor is not None:
+        # One that was on its way then is through now, under its old time.
+        start = cursor.until - TRANSFERS_OVERLAP
+    if since is not None:
+        start = since if cursor is None else min(since, start)
+    try:
+        entries, unreadable = await exchange.fetch_transfers(start, report.until)
+    except ExchangeError as error:
+        report.notes.append(f"deposits and withdrawals were not read: {error}")
+        return
+    report.notes += [f"not taken: {one.record}: {one.reason}" for one in unreadable]
+    report.transfers = await store.ledger.enter(account, entries)
+    await store.ledger.move_cursor(account, _TRANSFERS, report.until)
 
 
 async def _start(
