@@ -205,6 +205,10 @@ def test_backfill_fails_with_a_reason_and_goes_on(
     (stretch,) = one["stretches"]
     assert stretch["status"] == "failed"
     assert "451" in stretch["reason"]
+    market = f"{exchange}:SHIB/USDT"
+    known = kurisu_program("trades", "coverage", market, "--json").json
+    assert [one["status"] for one in known] == ["complete", "failed"]
+    assert "451" in kurisu_program("trades", "coverage", market).out
     rule.times = 0
     assert "1 of 1 markets done" in kurisu_program(*run).out
     rows = truth(server.binance.aggregates["SHIBUSDT"].tape.ticks)

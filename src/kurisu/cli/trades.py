@@ -155,6 +155,31 @@ async def export(
         session.result(data, f"{count:,} trades in {safe(str(output))}")
 
 
+@command(app, "coverage")
+async def coverage(
+    session: Session,
+    name: MarketArgument = None,
+    market: MarketOption = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
+) -> None:
+    """List stretches of time and what is known of their trades: complete, empty, failed and why.
+
+    What no stretch speaks of was never asked for.
+    """
+    first, end = parse_range(since, until)
+    async with session.open() as store:
+        found = await find_market(store, _name(name, market))
+        stretches = await store.trades.coverage(found, first, end)
+    if not stretches and not session.json:
+        session.note(f"Nothing is known of the trades of {found}{_in_range(first, end)}.")
+        return
+    headers = ("since", "until", "status", "source", "reason")
+    rows = [(s.since, s.until, s.status, s.source, s.reason) for s in stretches]
+    session.result([dict(zip(headers, row, strict=True)) for row in rows],
+                   lambda: table(headers, rows))  # fmt: skip
+
+
 @command(app, "to-candles")
 async def to_candles(
     session: Session,
