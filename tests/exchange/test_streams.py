@@ -15,6 +15,7 @@ from exchange_server.server import ExchangeServer
 from exchange_server.world import BARS, TICKS, Opener
 
 from kurisu.errors import BadAnswer, BadSymbol, ExchangeUnavailable, NotOffered
+from kurisu.exchange import streams
 from kurisu.exchange.port import Batch, TradeRow
 
 PATIENCE_S = 5
@@ -40,8 +41,17 @@ def numbers(row: TradeRow) -> tuple[int, str | None, str | None, Decimal, Decima
     return (row.time_ms, row.trade_id, row.side, Decimal(row.price), Decimal(row.amount))
 
 
-async def test_binances_trades_are_the_ones_of_rest(server: ExchangeServer, opened: Opener) -> None:
-    """Aggregate trades with their ids, many in one go, without one being lost."""
+@pytest.mark.parametrize("is_spelled_otherwise", [False, True])
+async def test_binances_trades_are_the_ones_of_rest(
+    server: ExchangeServer,
+    opened: Opener,
+    monkeypatch: pytest.MonkeyPatch,
+    is_spelled_otherwise: bool,
+) -> None:
+    """Aggregate trades with their ids, many in one go, without one being lost; also where CCXT has
+    to read the messages."""
+    if is_spelled_otherwise:
+        monkeypatch.setattr(streams, "_AGG_TRADE", '{ "e"')
     ticks = Aggregates(TICKS).rows[:2_500]
     async with (
         opened("binance", streams=True) as exchange,

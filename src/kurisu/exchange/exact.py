@@ -157,7 +157,7 @@ class _Exact(_CcxtClass):  # type: ignore[misc]
         return rows if since is None else [row for row in rows if row[0] >= since]
 
     def parse_trades(self, trades: Any, market: Any = None, *args: Any, **more: Any) -> Any:
-        # Thousands of them at once, while a stream goes on beside: CCXT takes 0.1 ms for each.
+        # Thousands of them at once, while a stream goes on beside, whose latency they are.
         if market is not None and market.get("spot") and _are_agg_trades(trades):
             return [_agg_trade(trade) for trade in trades]
         return super().parse_trades(trades, market, *args, **more)

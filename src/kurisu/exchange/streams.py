@@ -5,7 +5,7 @@ questions is lost once the cache is full, and a connection that is lost and made
 questions is not even noticed. So nothing here reads CCXT's caches: a `Tap` stands in their place
 and takes every row when CCXT's handler stores it, and a `Wires` hears of every connection that is
 lost. CCXT subscribes, answers pings and parses; for Binance's spot streams the messages are read
-here, because CCXT takes longer over one than everything else together.
+here, because CCXT takes as long over one as everything else together.
 """
 
 from __future__ import annotations
