@@ -358,6 +358,18 @@ async def test_deposits_and_withdrawals_explain_the_balances(world: World) -> No
     ]  # fmt: skip
 
 
+async def test_a_transfer_that_contradicts_a_stored_one(world: World) -> None:
+    """One id, two amounts: said, and no reason to leave the others out."""
+    world.venue.move("USDT", "10")
+    await sync(world)
+    world.venue.deposits[0]["amount"] = "11.00000000"
+    world.venue.move("SHIB", "5")
+    report = await sync(world)
+    assert report.transfers == 1
+    (note,) = report.notes
+    assert "entry_reference_names_one_entry" in note
+
+
 async def test_an_exchange_that_does_not_tell_deposits(world: World) -> None:
     history(world.venue)
     world.server.faults.add(

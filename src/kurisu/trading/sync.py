@@ -15,7 +15,7 @@ from typing import Final
 from kurisu.domain.balance import Balance
 from kurisu.domain.listing import MarketListing
 from kurisu.domain.money import EXACT
-from kurisu.errors import BadSymbol, ExchangeError
+from kurisu.errors import BadSymbol, ExchangeError, LedgerRuleBroken
 from kurisu.exchange.private_pages import execution_windows, order_windows
 from kurisu.exchange.private_port import PrivateExchange, ReportedBalance
 from kurisu.ledger.events import EventType
@@ -208,7 +208,15 @@ async def _sync_transfers(
         report.notes.append(f"deposits and withdrawals were not read: {error}")
         return
     report.notes += [f"not taken: {one.record}: {one.reason}" for one in unreadable]
-    report.transfers = await store.ledger.enter(account, entries)
+    try:
+        report.transfers = await store.ledger.enter(account, entries)
+    except LedgerRuleBroken:
+        # One of them contradicts what is there; the others are none the worse for it.
+        for entry in entries:
+            try:
+                report.transfers += await store.ledger.enter(account, [entry])
+            except LedgerRuleBroken as error:
+                report.notes.append(f"not taken: {entry.kind} {entry.reference}: {error}")
     await store.ledger.move_cursor(account, _TRANSFERS, report.until)
 
 
