@@ -86,7 +86,8 @@ class BinanceAccount:
     the order receives; fee_asset_price: quote units per unit of it.
     slices: into how many fills an order that is filled at once is cut.
     hidden_ms: how long after it was placed an order is unknown to every question, while its fills
-    are there. deposits, withdrawals: rows as Binance has them; `move` makes them.
+    are there. longest_window_ms: of orders and fills. deposits, withdrawals: rows as
+    Binance has them; `move` makes them.
     """
 
     clock: VirtualClock
@@ -99,6 +100,7 @@ class BinanceAccount:
     fee_asset_price: Decimal = Decimal(600)
     slices: int = 1
     hidden_ms: int = 0
+    longest_window_ms: int = DAY_MS
     deposits: list[dict[str, Any]] = field(default_factory=list)
     withdrawals: list[dict[str, Any]] = field(default_factory=list)
     orders: list[PlacedOrder] = field(default_factory=list)
@@ -436,11 +438,10 @@ class BinanceAccount:
             if since // 1000 * 1000 <= _applied_ms(row) <= until
         ]  # fmt: skip
 
-    @staticmethod
-    def _window(params: Mapping[str, str]) -> tuple[int | None, int | None]:
+    def _window(self, params: Mapping[str, str]) -> tuple[int | None, int | None]:
         since = int(params["startTime"]) if "startTime" in params else None
         until = int(params["endTime"]) if "endTime" in params else None
-        if since is not None and until is not None and until - since > DAY_MS:
+        if since is not None and until is not None and until - since > self.longest_window_ms:
             raise Refusal(-1127, "More than 24 hours between startTime and endTime.")
         if since is not None and until is None:
             until = since + DAY_MS

@@ -116,6 +116,13 @@ def test_an_order_that_failed_is_not_expected_there() -> None:
     ]
 
 
+def test_a_canceled_order_is_forgotten_there_unless_it_was_filled() -> None:
+    canceled = order(0, status=OrderStatus.CANCELED, filled=Decimal(0))
+    assert compare(([canceled], []), ([], [])) == []
+    partly = order(1, status=OrderStatus.CANCELED, filled=Decimal(1))
+    assert [d[:3] for d in compare(([partly], []), ([], []))] == [("order", "extra", "71")]
+
+
 def test_fills_missing_extra_and_different() -> None:
     ours = [fill(0), fill(1), fill(2), fill(3, fees=None)]
     theirs = [

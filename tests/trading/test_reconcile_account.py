@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -154,6 +156,25 @@ async def test_an_order_older_than_the_stretch_is_asked_for(world: World) -> Non
     report = await reconcile(world, since=since)
     assert report.comparison.agrees, report.comparison.differences
     assert report.comparison.orders < 22
+
+
+async def test_a_venue_that_reaches_back_ninety_days(world: World) -> None:
+    """What is older is neither extra nor asked for one by one."""
+    history(world.venue, days=120, each=1)
+    await deposit(world)
+    await sync(world)
+    async with world.exchange() as exchange:
+        exchange.private = replace(
+            exchange.private, newest_without_time=False, id_paging=False,
+            order_window_ms=30 * DAY_MS, trade_window_ms=30 * DAY_MS,
+        )  # fmt: skip
+        world.venue.longest_window_ms = 40 * DAY_MS
+        asked = len(world.server.asked("v3/order"))
+        report = await reconcile_account(world.store, world.account, exchange, markets=[SHIB])
+    assert report.comparison.agrees, report.comparison.differences[:5]
+    assert report.since == report.until - timedelta(days=90)
+    assert report.comparison.orders < 100
+    assert len(world.server.asked("v3/order")) == asked
 
 
 async def test_an_order_that_failed_is_no_difference(world: World) -> None:

@@ -83,7 +83,8 @@ class _Outgoing:
     is_sent: bool = False
 
 
-_UNKNOWN_ORDER: Final = re.compile(r"EOrder:(Unknown|Invalid) order\b")
+#: Kraken's words, and Binance's for one that was canceled without a fill 90 days ago.
+_UNKNOWN_ORDER: Final = re.compile(r"EOrder:(Unknown|Invalid) order\b|has been archived")
 
 _outgoing: ContextVar[_Outgoing | None] = ContextVar("outgoing", default=None)
 
@@ -438,7 +439,7 @@ class CcxtAccount:
             except ccxt.OrderNotFound:
                 return None
             except ccxt.ExchangeError as error:
-                # Kraken's and others' words for it, which CCXT does not tell from other refusals.
+                # What CCXT does not tell from other refusals.
                 if _UNKNOWN_ORDER.search(str(error)):
                     return None
                 raise

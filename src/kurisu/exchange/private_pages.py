@@ -57,6 +57,13 @@ class _Page(Generic[_Row]):
 _Ask = Callable[[RecordQuery], Awaitable[_Page[_Row]]]
 
 
+def reach(account: PrivateExchange, since: datetime | None, until: datetime) -> datetime | None:
+    """From where a walk really starts: None for the very beginning."""
+    if since is None and not account.private.id_paging:
+        return until - DEFAULT_SPAN
+    return since
+
+
 def order_windows(
     account: PrivateExchange, symbol: str, since: datetime | None, until: datetime
 ) -> AsyncIterator[Window[ReportedOrder]]:
@@ -135,8 +142,7 @@ class _Walk(Generic[_Row]):
             if not newest.is_full or (since is not None and times and min(times) < since):
                 yield self._window(newest, to_ms(until), since)
                 return
-        if since is None and not venue.id_paging:
-            since = until - DEFAULT_SPAN
+        since = reach(self._account, since, until)
         if since is None:
             walk = self._by_id("0", to_ms(until))
         else:

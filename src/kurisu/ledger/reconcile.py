@@ -205,8 +205,12 @@ def _compare_orders(
             text = _update_text(said)
             found.append(Difference(Subject.ORDER, Kind.MISSING, market, key, exchange=text))
     for order in unmatched.values():
-        # The exchange need not know an order that it rejected, or that never reached it.
-        if order.status is OrderStatus.FAILED or not inside(order.created_at):
+        # The exchange need not know an order that it rejected, or that never reached it; and it
+        # forgets soon, on many venues, those that were canceled without a fill.
+        is_forgotten = order.status is OrderStatus.FAILED or (
+            order.status is OrderStatus.CANCELED and not order.filled
+        )
+        if is_forgotten or not inside(order.created_at):
             continue
         looked_at += 1
         key = order.exchange_order_id or order.name

@@ -17,7 +17,7 @@ from decimal import Decimal
 from kurisu.domain.balance import Entry, EntryKind
 from kurisu.domain.execution import Execution
 from kurisu.domain.order import Order
-from kurisu.exchange.private_pages import execution_windows, order_windows
+from kurisu.exchange.private_pages import execution_windows, order_windows, reach
 from kurisu.exchange.private_port import PrivateExchange, ReportedOrder
 from kurisu.ledger.reconcile import (
     Comparison,
@@ -30,7 +30,7 @@ from kurisu.ledger.reconcile import (
 from kurisu.store.accounts import Account
 from kurisu.store.markets import Market
 from kurisu.store.store import Store
-from kurisu.trading.sync import MOST_SINGLE, Progress, silent, symbols_of
+from kurisu.trading.sync import Progress, silent, symbols_of
 from kurisu.trading.take_in import Intake, TakenIn
 
 
@@ -79,6 +79,8 @@ async def reconcile_account(
     Raises ExchangeError, DatabaseError.
     """
     until = await exchange.now()
+    # What the exchange was not asked about is neither missing nor extra.
+    since = reach(exchange, since, until)
     report = ReconcileReport(str(account), since, until)
     listings = {listing.symbol: listing for listing in await exchange.load_markets()}
     balances = await exchange.fetch_balances()
@@ -127,14 +129,12 @@ async def _ask(
         and order.created_at <= until
         and (since is None or order.created_at >= since)
     ]
-    for order in unlisted[:MOST_SINGLE]:
+    for order in unlisted:
         found = await exchange.fetch_order(market.symbol, exchange_order_id=order.exchange_order_id)
         if found is not None:
             orders[order.exchange_order_id or ""] = found
     # The ledger has to be read after the exchange was.
-    return _Told(
-        market, list(orders.values()), executions, None if unlisted[:MOST_SINGLE] else ledger
-    )
+    return _Told(market, list(orders.values()), executions, None if unlisted else ledger)
 
 
 async def _compare(
