@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from bench import latest, reads, reconcile, report, sizes, writes
+from bench import fills, latest, reads, reconcile, report, sizes, writes
 from bench.candles import MONTH, YEAR
 from bench.pairs import LEAST_PAIRS, Figure
 from bench.servers import Bench, embedded, psql_of_path, scratch
 
 TIMESCALEDB_URL: Final = "KURISU_BENCH_TIMESCALEDB_URL"
-PARTS: Final = ("write", "read", "latest", "size", "reconcile")
+PARTS: Final = ("write", "read", "latest", "size", "fills", "reconcile")
 
 # 3 days of each of 1,000 markets: 4.3 million rows.
 LATEST_ROWS: Final = 4_320
@@ -91,6 +91,8 @@ async def _parts(bench: Bench, given: argparse.Namespace, rows: int, figures: li
                 figures += await latest.measure(bench, each, given.pairs)
             case "size":
                 figures += await sizes.measure(bench, MONTH)
+            case "fills":
+                figures += await fills.measure(bench, given.pairs)
             case "reconcile":
                 figures += await reconcile.measure(bench, reconcile.ORDERS, given.pairs)
 
