@@ -10,19 +10,21 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+from engines import execute
 from exchange_server.clock import MINUTE_MS
 from exchange_server.faults import Fault, Rule
 from exchange_server.server import ExchangeServer
 from exchange_server.world import BARS, START_MS, Opener
 from ingest.test_backfill import QUICK, SINCE, add_market, closed, known, stored
 from rows import fetch
+from sqlalchemy import make_url
 
 from kurisu.domain.timeframe import BASE
 from kurisu.ingest.backfill import named_markets
 from kurisu.ingest.worker import JobDone, Worker, queue_backfill
 from kurisu.store import queue
 from kurisu.store.queue import Job, PutBack
-from kurisu.store.store import Store
+from kurisu.store.store import Store, upgrade
 
 
 @pytest.fixture(params=["plain"])
@@ -163,3 +165,22 @@ async def test_any_work_can_be_queued(store: Store) -> None:
     await store.queue.work(kinds, handle, asyncio.Event(), drain=True)
     assert sorted(job.payload["n"] for job in seen) == [0, 1, 2, 3, 3, 4]
     assert await store.queue.size() == {}
+
+
+async def test_a_role_that_may_not_create_it_does_without(url: str) -> None:
+    """A database of somebody else: everything but workers is there."""
+    made = make_url(url)
+    await execute(
+        url,
+        "DROP SCHEMA kurisu_queue CASCADE",
+        "CREATE ROLE guest LOGIN PASSWORD 'guest'",
+        "GRANT ALL ON ALL TABLES IN SCHEMA public TO guest",
+        "GRANT ALL ON SCHEMA public TO guest",
+        f'REVOKE CREATE ON DATABASE "{made.database}" FROM PUBLIC',
+    )
+    try:
+        guest = made.set(username="guest", password="guest")
+        done = await upgrade(guest.render_as_string(hide_password=False))
+        assert [line for line in done if "no queue" in line and "permission denied" in line]
+    finally:
+        await execute(url, "DROP OWNED BY guest", "DROP ROLE guest")

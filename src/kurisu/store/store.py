@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from kurisu.config import Config
-from kurisu.errors import ConfigError, InvalidArgument
+from kurisu.errors import ConfigError, DatabaseError, InvalidArgument
 from kurisu.store import layout, migrate, policies, queue
 from kurisu.store.accounts import Accounts
 from kurisu.store.candles import Candles
@@ -20,6 +21,9 @@ from kurisu.store.ledger import Ledger
 from kurisu.store.markets import Markets
 from kurisu.store.queue import Queue
 from kurisu.store.trades import Trades
+
+#: SQLSTATE.
+INSUFFICIENT_PRIVILEGE: Final = "42501"
 
 
 @dataclass(slots=True)
@@ -127,6 +131,16 @@ def _durations(config: Config, section: str, given: Mapping[str, str]) -> dict[s
     return found
 
 
+async def _set_up_queue(database: AsyncEngine) -> list[str]:
+    """A role that may not create schemas does without workers, and is told."""
+    try:
+        return await queue.set_up(database)
+    except DatabaseError as error:
+        if getattr(error.__cause__, "sqlstate", None) != INSUFFICIENT_PRIVILEGE:
+            raise
+        return [f"no queue for `kurisu worker`, because this role may not create it: {error}"]
+
+
 async def upgrade(url: str, config: Config | None = None) -> list[str]:
     """Bring a database up to date: extension, migrations, layout, policies.
 
@@ -145,6 +159,6 @@ async def upgrade(url: str, config: Config | None = None) -> list[str]:
             done.append(f"migrated from {before or 'an empty database'} to revision {after}")
         done += await layout.converge(database, engine)
         done += await converge_policies(database, engine, config or Config())
-        return done + await queue.set_up(database)
+        return done + await _set_up_queue(database)
     finally:
         await database.dispose()
