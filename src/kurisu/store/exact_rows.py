@@ -47,6 +47,8 @@ class Rejector:
     def add(self, mask: Mask, rule: Rule, column: str) -> None:
         """Every row of `mask` breaks `rule` in `column`."""
         broken = np.flatnonzero(mask & ~self.rejected)
+        if not len(broken):
+            return
         self.rejected[broken] = True
         values = _values(self._table.column(column).take(pa.array(broken)))
         for index, value in zip(broken.tolist(), values, strict=True):
