@@ -1,0 +1,204 @@
+"""Messages of real venues, as CCXT documents them, through CCXT's own handlers: every digit, whole.
+
+The numbers have more digits than a double; the rest is the venue's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+
+from kurisu.exchange.ccxt_adapter import open_exchange
+from kurisu.exchange.port import Batch, CandleRow, TradeRow
+from kurisu.exchange.settings import ExchangeSettings
+
+#: venue: (its name of the market, a message of trades, what it says)
+TRADES: dict[str, tuple[str, str, TradeRow]] = {
+    "bybit": (
+        "BTCUSDT",
+        '{"topic":"publicTrade.BTCUSDT","type":"snapshot","ts":1672304486868,"data":[{"T":'
+        '1672304486865,"s":"BTCUSDT","S":"Buy","v":"0.00100000000000000001","p":"16578.50",'
+        '"L":"PlusTick","i":"20f43950-d8dd-5b31-9112-a178eb6023af","BT":false}]}',
+        TradeRow(
+            1672304486865, "20f43950-d8dd-5b31-9112-a178eb6023af", "buy", "16578.50",
+            "0.00100000000000000001",
+        ),
+    ),
+    "okx": (
+        "BTC-USDT",
+        '{"arg":{"channel":"trades","instId":"BTC-USDT"},"data":[{"instId":"BTC-USDT","tradeId":'
+        '"130639474","px":"42219.9","sz":"0.12060306000000001","side":"buy",'
+        '"ts":"1630048897897"}]}',
+        TradeRow(1630048897897, "130639474", "buy", "42219.9", "0.12060306000000001"),
+    ),
+    "coinbase": (
+        "BTC-USDT",
+        '{"channel":"market_trades","client_id":"","timestamp":"2023-02-09T20:19:35.39625135Z",'
+        '"sequence_num":0,"events":[{"type":"snapshot","trades":[{"trade_id":"000000000",'
+        '"product_id":"BTC-USDT","price":"1260.01","size":"0.3000000000000000001","side":"BUY",'
+        '"time":"2019-08-14T20:42:27.265Z"}]}]}',
+        TradeRow(1565815347265, "000000000", "buy", "1260.01", "0.3000000000000000001"),
+    ),
+    "kucoin": (
+        "BTC-USDT",
+        '{"type":"message","topic":"/market/match:BTC-USDT","subject":"trade.l3match","data":'
+        '{"makerOrderId":"5","price":"0.00000010000000000001","sequence":"160","side":"buy",'
+        '"size":"1","symbol":"BTC-USDT","takerOrderId":"6","time":"1547697294838004923",'
+        '"tradeId":"5c24","type":"match"}}',
+        TradeRow(1547697294838, "5c24", "buy", "0.00000010000000000001", "1"),
+    ),
+    "gate": (
+        "BTC_USDT",
+        '{"time":1648725035,"time_ms":1648725035923,"channel":"spot.trades","event":"update",'
+        '"result":[{"id":3130257995,"create_time":1648725035,"create_time_ms":'
+        '"1648725035923.000000","side":"sell","currency_pair":"BTC_USDT","amount":'
+        '"0.01160000000000000001","price":"130.11"}]}',
+        TradeRow(1648725035923, "3130257995", "sell", "130.11", "0.01160000000000000001"),
+    ),
+    "bitget": (
+        "BTCUSDT",
+        '{"action":"snapshot","arg":{"instType":"SPOT","channel":"trade","instId":"BTCUSDT"},'
+        '"data":[{"ts":"1701910980366","price":"43854.01","size":"0.0535000000000000001","side":'
+        '"buy","tradeId":"1116461060594286593"}],"ts":1701910980730}',
+        TradeRow(1701910980366, "1116461060594286593", "buy", "43854.01", "0.0535000000000000001"),
+    ),
+    # JSON numbers.
+    "kraken": (
+        "XBTUSDT",
+        '{"channel":"trade","type":"update","data":[{"symbol":"BTC/USDT","side":"sell","price":'
+        '0.5117000000000000001,"qty":40.0,"ord_type":"market","trade_id":4665906,"timestamp":'
+        '"2023-09-25T07:49:37.708706Z"}]}',
+        TradeRow(1695628177708, "4665906", "sell", "0.5117000000000000001", "40.0"),
+    ),
+    "htx": (
+        "btcusdt",
+        '{"ch":"market.btcusdt.trade.detail","ts":1583495834011,"tick":{"id":105004645372,"ts":'
+        '1583495833751,"data":[{"id":105004645372102090727790,"ts":1583495833751,"tradeId":'
+        '102090727790,"amount":0.0034280000000000001,"price":9101.2,"direction":"buy"}]}}',
+        TradeRow(
+            1583495833751, "105004645372102090727790", "buy", "9101.2", "0.0034280000000000001"
+        ),
+    ),
+}  # fmt: skip
+
+CANDLES: dict[str, tuple[str, str, CandleRow]] = {
+    "bybit": (
+        "BTCUSDT",
+        '{"topic":"kline.1.BTCUSDT","data":[{"start":1672324800000,"end":1672325099999,"interval":'
+        '"1","open":"16649.5","close":"16677","high":"16677.5","low":"16608","volume":'
+        '"2.08100000000000000001","turnover":"34666.4","confirm":false,"timestamp":'
+        '1672324988882}],"ts":1672324988882,"type":"snapshot"}',
+        CandleRow(
+            1672324800000, "16649.5", "16677.5", "16608", "16677", "2.08100000000000000001"
+        ),
+    ),
+    "okx": (
+        "BTC-USDT",
+        '{"arg":{"channel":"candle1m","instId":"BTC-USDT"},"data":[["1597026360000","8533.02",'
+        '"8553.74","8527.17","8548.26","45247.00000000000001","529.5858061","529.5","0"]]}',
+        CandleRow(
+            1597026360000, "8533.02", "8553.74", "8527.17", "8548.26", "45247.00000000000001"
+        ),
+    ),
+    "kucoin": (
+        "BTC-USDT",
+        '{"type":"message","topic":"/market/candles:BTC-USDT_1min","subject":'
+        '"trade.candles.update","data":{"symbol":"BTC-USDT","candles":["1636461600","0.013",'
+        '"0.014","0.0140000000000000001","0.012","0.1","0.0"],"time":1589970010253893337}}',
+        CandleRow(1636461600000, "0.013", "0.0140000000000000001", "0.012", "0.014", "0.1"),
+    ),
+    "gate": (
+        "BTC_USDT",
+        '{"time":1606292600,"channel":"spot.candlesticks","event":"update","result":[{"t":'
+        '"1606292580","v":"2362.3203500000000001","c":"19128.1","h":"19128.4","l":"19128",'
+        '"o":"19128.3","n":"1m_BTC_USDT"}]}',
+        CandleRow(
+            1606292580000, "19128.3", "19128.4", "19128", "19128.1", "2362.3203500000000001"
+        ),
+    ),
+    "bitget": (
+        "BTCUSDT",
+        '{"action":"snapshot","arg":{"instType":"SPOT","channel":"candle1m","instId":"BTCUSDT"},'
+        '"data":[["1701871620000","44080.23","44080.24","44028.5","44028.51",'
+        '"9.9287000000000001","437404.1","437404.1","437404.1"]],"ts":1}',
+        CandleRow(
+            1701871620000, "44080.23", "44080.24", "44028.5", "44028.51", "9.9287000000000001"
+        ),
+    ),
+    "kraken": (
+        "XBTUSDT",
+        '{"channel":"ohlc","type":"update","timestamp":"2023-10-04T16:26:30.524394914Z","data":'
+        '[{"symbol":"BTC/USDT","open":0.5624,"high":0.5628000000000000001,"low":0.5622,"close":'
+        '0.5627,"trades":12,"volume":30927.68066226,"vwap":0.5626,"interval_begin":'
+        '"2023-10-04T16:25:00.000000000Z","interval":1,"timestamp":'
+        '"2023-10-04T16:26:00.000000Z"}]}',
+        CandleRow(
+            1696436700000, "0.5624", "0.5628000000000000001", "0.5622", "0.5627", "30927.68066226"
+        ),
+    ),
+    "htx": (
+        "btcusdt",
+        '{"ch":"market.btcusdt.kline.1min","ts":1583501786794,"tick":{"id":1583501760,"open":'
+        '8094.5,"close":8094.4,"low":8094.3,"high":8094.58000000000001,"amount":0.456,"vol":'
+        '3693.0,"count":14}}',
+        CandleRow(1583501760000, "8094.5", "8094.58000000000001", "8094.3", "8094.4", "0.456"),
+    ),
+}  # fmt: skip
+
+PAIR = "BTC/USDT"
+
+
+async def received(venue: str, name: str, message: str, kind: str, url: str) -> Batch[Any]:
+    """What a stream of the venue yields when the message comes."""
+    settings = ExchangeSettings(venue, options={"timeout_on_exit": 0})
+    async with open_exchange(settings, streams=True) as exchange:
+        client = exchange.client
+        market = client.safe_market_structure(
+            {
+                "id": name, "symbol": PAIR, "base": "BTC", "quote": "USDT", "baseId": "BTC",
+                "quoteId": "USDT", "type": "spot", "spot": True, "swap": False, "contract": False,
+                "active": True, "precision": {}, "limits": {}, "info": {},
+            }
+        )  # fmt: skip
+        client.set_markets([market])
+        client.options["marketsByWsName"] = {PAIR: market}
+        exchange._loaded = True
+        connection = client.client(url)
+
+        async def watch(*_: Any, **__: Any) -> None:
+            """As CCXT's: over a connection, until there is something."""
+            client.client(url)
+            await asyncio.Event().wait()
+
+        for method in ("watch_trades", "watch_trades_for_symbols", "watch_ohlcv",
+                       "watch_ohlcv_for_symbols"):  # fmt: skip
+            setattr(client, method, watch)
+        batches: Any = (
+            exchange.watch_trades([PAIR]) if kind == "trades"
+            else exchange.watch_candles([PAIR], "1m")
+        )  # fmt: skip
+        async with aclosing(batches), asyncio.timeout(5):
+            first = asyncio.create_task(anext(batches))
+            for _ in range(5):
+                await asyncio.sleep(0)
+            connection.handle_text_or_binary_message(message)
+            found: Batch[Any] = await first
+        client.clients.clear()
+        return found
+
+
+@pytest.mark.parametrize("venue", TRADES)
+async def test_trades(venue: str) -> None:
+    name, message, row = TRADES[venue]
+    batch = await received(venue, name, message, "trades", "ws://127.0.0.1/spot/public")
+    assert batch.rows == [(PAIR, row)]
+
+
+@pytest.mark.parametrize("venue", CANDLES)
+async def test_candles(venue: str) -> None:
+    name, message, row = CANDLES[venue]
+    batch = await received(venue, name, message, "candles", "ws://127.0.0.1/spot/public")
+    assert [(symbol, update.row) for symbol, update in batch.rows] == [(PAIR, row)]
