@@ -12,37 +12,30 @@ the amount and the prices, digit for digit.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
-from decimal import Decimal
 from typing import Any, Final, TypeVar
-from urllib.parse import parse_qsl, urlsplit
 
-from kurisu.domain.balance import Entry, EntryKind
-from kurisu.domain.execution import Execution, read_number, read_text, read_time
+from kurisu.domain.balance import Entry
+from kurisu.domain.execution import Execution
 from kurisu.domain.listing import MarketListing
-from kurisu.domain.money import EXACT, number_fault, parse_decimal, plain
+from kurisu.domain.money import plain
 from kurisu.domain.order import OrderType, OrderUpdate
 from kurisu.errors import (
     BadAnswer,
     BadSymbol,
     ConfigError,
-    DuplicateClientOrderId,
     ExchangeError,
-    InsufficientFunds,
     LedgerRuleBroken,
     NotOffered,
     OrderOutcomeUnknown,
-    OrderRejected,
 )
 from kurisu.exchange.ccxt_adapter import CcxtExchange
 from kurisu.exchange.clock import from_ms, to_ms
-from kurisu.exchange.exact import BrokenAnswer, reply_of
+from kurisu.exchange.exact import BrokenAnswer
 from kurisu.exchange.private_pages import order_windows
 from kurisu.exchange.private_port import (
     ExecutionPage,
@@ -53,6 +46,8 @@ from kurisu.exchange.private_port import (
     ReportedOrder,
     Unreadable,
 )
+from kurisu.exchange.private_rows import read_balance, read_order, transfer_entries
+from kurisu.exchange.private_sending import Outgoing, check_request, failure_of, outgoing_now
 from kurisu.exchange.private_venues import (
     CAUTIOUS_LIMIT,
     Cursor,
@@ -61,32 +56,17 @@ from kurisu.exchange.private_venues import (
     private_venue_of,
 )
 from kurisu.exchange.settings import SECRETS, ExchangeSettings
-from kurisu.exchange.translate import translate
 
 T = TypeVar("T")
-
-#: Of one request for deposits or withdrawals: what Binance takes, and more than most have.
-_TRANSFER_WINDOW: Final = timedelta(days=89)
-_TRANSFER_LIMIT: Final = 1_000
-#: HTTP statuses that mean: refused before anything was done with it.
-_NOT_DONE: Final = frozenset({401, 403, 404, 405, 418, 422, 429, 451})
-#: An order that is looked for in lists was made so much before or after it was written, at most.
-_LOOK_AROUND: Final = timedelta(minutes=5)
-
-
-@dataclass(slots=True)
-class _Outgoing:
-    """What the request that is about to be made has to carry, and whether it was sent."""
-
-    client_order_id: str
-    numbers: Mapping[str, Decimal] = field(default_factory=dict)
-    is_sent: bool = False
-
 
 #: Kraken's words, and Binance's for one that was canceled without a fill 90 days ago.
 _UNKNOWN_ORDER: Final = re.compile(r"EOrder:(Unknown|Invalid) order\b|has been archived")
 
-_outgoing: ContextVar[_Outgoing | None] = ContextVar("outgoing", default=None)
+#: Of one request for deposits or withdrawals: what Binance takes, and more than most have.
+_TRANSFER_WINDOW: Final = timedelta(days=89)
+_TRANSFER_LIMIT: Final = 1_000
+#: An order that is looked for in lists was made so much before or after it was written, at most.
+_LOOK_AROUND: Final = timedelta(minutes=5)
 
 
 class CcxtAccount:
@@ -194,7 +174,9 @@ class CcxtAccount:
         found = []
         for asset in sorted(answer.get("total") or ()):
             parts = answer.get(asset) or {}
-            total, free, used = (self._number(parts.get(key)) for key in ("total", "free", "used"))
+            total, free, used = (
+                read_balance(self.name, parts.get(key)) for key in ("total", "free", "used")
+            )
             if total is not None and (total or free or used):
                 found.append(ReportedBalance(asset, total, free, used))
         return found
@@ -212,7 +194,7 @@ class CcxtAccount:
                 last = min(at + _TRANSFER_WINDOW, until)
                 rows += await self._transfers(f"fetch_{method}", at, last)
                 at = last + timedelta(milliseconds=1)
-        found, unreadable = self._read(rows, "transfer", _transfer_entries)
+        found, unreadable = self._read(rows, "transfer", transfer_entries)
         return [entry for entries in found for entry in entries], list(unreadable)
 
     async def create_order(self, order: NewOrder) -> ReportedOrder:
@@ -242,7 +224,7 @@ class CcxtAccount:
                 params,
             )
 
-        answer = await self._once(send, _Outgoing(order.client_order_id, given))
+        answer = await self._once(send, Outgoing(order.client_order_id, given))
         answer = {**answer, "clientOrderId": answer.get("clientOrderId") or order.client_order_id}
         try:
             return self._order(answer)
@@ -268,7 +250,7 @@ class CcxtAccount:
             else:
                 key = "orderLinkId" if self._client.id == "bybit" else "clientOrderId"
                 params = {key: client_order_id}
-        outgoing = _Outgoing(exchange_order_id or client_order_id or "")
+        outgoing = Outgoing(exchange_order_id or client_order_id or "")
 
         async def send() -> Any:
             try:
@@ -322,16 +304,16 @@ class CcxtAccount:
         failure.__context__ = None
         raise failure
 
-    async def _once(self, send: Callable[[], Awaitable[Any]], outgoing: _Outgoing) -> Any:
+    async def _once(self, send: Callable[[], Awaitable[Any]], outgoing: Outgoing) -> Any:
         """One request, never made again."""
-        token = _outgoing.set(outgoing)
+        token = outgoing_now.set(outgoing)
         failure: ExchangeError
         try:
             return await send()
         except Exception as error:
-            failure = self._failure(error, outgoing)
+            failure = failure_of(self.name, error, outgoing, self._secrets)
         finally:
-            _outgoing.reset(token)
+            outgoing_now.reset(token)
         failure.__context__ = None
         raise failure
 
@@ -339,37 +321,11 @@ class CcxtAccount:
         self, url: str, method: str = "GET", headers: Any = None, body: Any = None
     ) -> Any:
         """CCXT's fetch; an order that does not carry what it should does not pass."""
-        outgoing = _outgoing.get()
+        outgoing = outgoing_now.get()
         if outgoing is not None and method != "GET":
-            _check_request(self.name, outgoing, url, body)
+            check_request(self.name, outgoing, url, body)
             outgoing.is_sent = True
         return await self._fetch(url, method, headers, body)
-
-    def _failure(self, error: Exception, outgoing: _Outgoing) -> ExchangeError:
-        """What is known of an order whose request ended in `error`."""
-        import ccxt
-
-        if isinstance(error, ExchangeError):
-            return error
-        reason = translate(self.name, error, self._secrets).error.reason
-        what = f"order {outgoing.client_order_id}: {reason}"
-        if not outgoing.is_sent or _never_connected(error):
-            return OrderRejected(self.name, f"{what}; it was not sent")
-        reply = reply_of(error)
-        status = None if reply is None else reply.status
-        if isinstance(error, ccxt.InsufficientFunds):
-            return InsufficientFunds(self.name, what)
-        if isinstance(error, ccxt.DuplicateOrderId) or (
-            isinstance(error, ccxt.ExchangeError) and "duplicate" in reason.lower()
-        ):
-            return DuplicateClientOrderId(self.name, what)
-        refusals = (
-            ccxt.InvalidOrder, ccxt.BadRequest, ccxt.AuthenticationError, ccxt.OperationRejected,
-            ccxt.ArgumentsRequired, ccxt.NotSupported, ccxt.InvalidNonce, ccxt.RateLimitExceeded,
-        )  # fmt: skip
-        if isinstance(error, refusals) or status in _NOT_DONE:
-            return OrderRejected(self.name, what)
-        return OrderOutcomeUnknown(self.name, what)
 
     def _exchange_now(self) -> datetime | None:
         now_ms = self.exchange.clock.now_ms()
@@ -557,17 +513,7 @@ class CcxtAccount:
         return tuple(found), tuple(unreadable)
 
     def _order(self, row: Any) -> ReportedOrder:
-        """Raises LedgerRuleBroken, BrokenAnswer."""
-        if not isinstance(row, Mapping):
-            raise BrokenAnswer(f"an order is {str(row)[:100]}")
-        executions = []
-        for trade in row.get("trades") or ():
-            said = {**trade, "order": trade.get("order") or row.get("id")}
-            # Binance's answer to an order has fills without a time: they come with the trades.
-            if said.get("timestamp") is not None and said.get("id"):
-                executions.append(Execution.from_ccxt(said))
-        update = OrderUpdate.from_ccxt(row, received_at=self._exchange_now())
-        return ReportedOrder(update, _order_type(row, update), tuple(executions))
+        return read_order(row, self._exchange_now())
 
     # Smaller things
 
@@ -610,18 +556,6 @@ class CcxtAccount:
                 self.name, "a market buy is placed by its cost there, not by an amount; use a limit"
             )
 
-    def _number(self, value: Any) -> Decimal | None:
-        if value is None:
-            return None
-        if isinstance(value, float):
-            raise ExchangeError(
-                self.name, "CCXT computes with floats here, so its digits are not the exchange's"
-            )
-        found = parse_decimal(value)
-        if found is None or number_fault(found):
-            raise BadAnswer(self.name, f"a balance is {value!r}")
-        return found
-
     def _described(self, venue: PrivateVenue) -> PrivateVenue:
         """`venue`, with what CCXT's features say where nothing better is known."""
         spot = (self._client.features or {}).get("spot") or {}
@@ -656,104 +590,5 @@ async def open_account(settings: ExchangeSettings, **more: Any) -> AsyncIterator
         await exchange.close()
 
 
-def _order_type(row: Mapping[str, Any], update: OrderUpdate) -> OrderType | None:
-    """CCXT's types are limit and market, and for triggers whatever the venue says."""
-    said = str(row.get("type") or "").lower()
-    if update.stop_price is not None:
-        return OrderType.TAKE_PROFIT if "profit" in said else OrderType.STOP_LOSS
-    if said == "market":
-        return OrderType.MARKET
-    if said in ("limit", "limit_maker", "post_only") or update.price is not None:
-        return OrderType.LIMIT
-    return None
-
-
-def _transfer_entries(row: Mapping[str, Any]) -> list[Entry]:
-    """CCXT's amounts are without the fee. Raises LedgerRuleBroken."""
-    where = f"transfer {row.get('id')!r}"
-    name = read_text(row, "id", where) or read_text(row, "txid", where)
-    asset = read_text(row, "currency", where)
-    amount = read_number(row, "amount", where)
-    time = read_time(row, "timestamp", where)
-    if not name or not asset or not amount or time is None:
-        raise LedgerRuleBroken("transfer_is_complete", f"{where} needs id, currency, amount, time")
-    is_deposit = row.get("type") == "deposit"
-    kind = EntryKind.DEPOSIT if is_deposit else EntryKind.WITHDRAWAL
-    moved = amount.copy_abs() if is_deposit else EXACT.subtract(Decimal(0), amount.copy_abs())
-    entries = [Entry(kind, asset, moved, time, name)]
-    fee = row.get("fee")
-    if isinstance(fee, Mapping):
-        cost = read_number(fee, "cost", where)
-        currency = read_text(fee, "currency", where) or asset
-        if cost and not is_deposit:
-            entries.append(
-                Entry(EntryKind.FEE, currency, EXACT.subtract(Decimal(0), cost), time, name)
-            )
-    return entries
-
-
 def _days_ms(days: object) -> int | None:
     return round(days * 86_400_000) if isinstance(days, int | float) else None
-
-
-def _check_request(exchange: str, outgoing: _Outgoing, url: str, body: Any) -> None:
-    """Raises OrderRejected unless the request has our id and every number, digit for digit."""
-    leaves = list(_leaves(url, body))
-    wanted = outgoing.client_order_id
-    if not any(wanted in leaf for leaf in leaves):
-        raise OrderRejected(
-            exchange, f"the request that CCXT made does not carry the id {wanted}; it was not sent"
-        )
-    for name, number in outgoing.numbers.items():
-        if not any(_spells(leaf, number) for leaf in leaves):
-            raise OrderRejected(
-                exchange,
-                f"the request that CCXT made for order {wanted} does not carry the {name} "
-                f"{plain(number)} as it is; it was not sent",
-            )
-
-
-def _spells(text: str, number: Decimal) -> bool:
-    """True if `text` is that number, without an exponent; contracts are signed on some venues."""
-    if "e" in text.lower():
-        return False
-    found = parse_decimal(text)
-    return found is not None and found.is_finite() and found.copy_abs() == number
-
-
-def _leaves(url: str, body: Any) -> Iterator[str]:
-    """Every value of a request, as text."""
-    parts = urlsplit(url)
-    yield from parts.path.split("/")
-    yield from (value for _, value in parse_qsl(parts.query))
-    if isinstance(body, bytes):
-        body = body.decode()
-    if not isinstance(body, str) or not body:
-        return
-    if body[0] in "{[":
-        yield from _values(json.loads(body, parse_float=str, parse_int=str))
-    else:
-        yield from (value for _, value in parse_qsl(body))
-
-
-def _values(value: Any) -> Iterator[str]:
-    if isinstance(value, Mapping):
-        for inner in value.values():
-            yield from _values(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _values(inner)
-    elif value is not None:
-        yield str(value)
-
-
-def _never_connected(error: BaseException) -> bool:
-    """True if there was no connection to send anything through."""
-    import aiohttp
-
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, aiohttp.ClientConnectorError):
-            return True
-        cause = cause.__cause__ or cause.__context__
-    return False
