@@ -92,6 +92,9 @@ def test_orders_and_executions(run: Any) -> None:
     assert row["fees"] == [
         {"asset": "BNB", "amount": "0.001"}, {"asset": "USDT", "amount": "-0.01"},
     ]  # fmt: skip
+    (then, _) = run("orders", "--at", at(1).isoformat(), "--json").json
+    assert (then["status"], then["filled"]) == ("open", "0.4")
+    assert len(run("executions", "--at", at(2).isoformat(), "--json").json) == 2
     assert "0.001 BNB, -0.01 USDT" in run("executions", "--limit", "1").out
     assert run("executions", "--market", "binance:BTC/USDT", "--until", "2025-01-01").out == (
         "no fill\n"

@@ -18,7 +18,7 @@ from rows import fetch, value
 from kurisu.domain.balance import Entry, EntryKind
 from kurisu.domain.candle import Candle
 from kurisu.domain.execution import Execution, Side
-from kurisu.domain.order import OrderType, OrderUpdate
+from kurisu.domain.order import OrderStatus, OrderType, OrderUpdate
 from kurisu.errors import InvalidArgument, LedgerRuleBroken
 from kurisu.ledger.pnl import unrealized_pnl
 from kurisu.store.accounts import Account
@@ -259,6 +259,29 @@ async def test_a_snapshot_is_what_stood_then_and_replaces_itself(
     # The whole wallet, the run's share of it, and the run that has none.
     assert rows == [(account.id, None, 1), (account.id, run, 2), (None, paper, 5)]
     assert await store.ledger.snapshot(account, at=at(1)) == (1, 6)
+
+
+async def test_orders_as_they_stood(store: Store, account: Account, market: Market) -> None:
+    ledger = store.ledger
+    await ledger.place(placed("1", account_id=account.id))
+    messages: list[OrderUpdate | Execution] = [
+        said("open", 5), fill("7", "0.4", "99", 10), fill("8", "0.1", "98", 20),
+        said("open", 25, amount=Decimal(2), price=Decimal(101)), said("canceled", 30),
+    ]  # fmt: skip
+    await ledger.apply_many(account, messages, market=market)
+
+    async def stood(seconds: int) -> list[tuple[Any, ...]]:
+        return [
+            told(o.status, o.amount, o.price, o.filled, o.cost)
+            for o in await ledger.orders(account, at=at(seconds))
+        ]
+
+    assert await stood(-1) == []
+    assert await stood(9) == [("open", 1, 100, 0, 0)]
+    assert await stood(10) == [("open", 1, 100, Decimal("0.4"), Decimal("39.6"))]
+    assert await stood(25) == [("open", 2, 101, Decimal("0.5"), Decimal("49.4"))]
+    assert await stood(30) == [("canceled", 2, 101, Decimal("0.5"), Decimal("49.4"))]
+    assert await ledger.orders(account, at=at(29), statuses=[OrderStatus.CANCELED]) == []
 
 
 async def test_cursors_and_reports_of_an_account(

@@ -6,7 +6,7 @@ import io
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -256,21 +256,26 @@ async def orders(
     ] = None,
     since: SinceOption = None,
     until: UntilOption = None,
+    at: AtOption = None,
     limit: LimitOption = None,
 ) -> None:
-    """Orders by time of creation, the last ones."""
+    """Orders by time of creation, the last ones.
+
+    --at shows those that were there then, as they stood: filled and status by the exchange's clock.
+    """
     from kurisu.domain.order import OrderStatus
 
     unknown = sorted(set(status or ()) - set(OrderStatus))
     if unknown:
         raise InvalidArgument(f"--status {unknown[0]!r} is not one of {', '.join(OrderStatus)}")
     first, end = parse_range(since, until)
+    time = parse_time(at, "--at")
     async with session.open() as store:
         wanted = await _wanted(store, account, market, strategy, run)
         found = await store.ledger.orders(
             wanted.account, market=wanted.market, strategy_id=wanted.strategy_id,
             run_id=wanted.run_id, statuses=[OrderStatus(text) for text in status or ()],
-            since=first, until=end, limit=_limit(session, limit),
+            since=first, until=end, at=time, limit=_limit(session, limit),
         )  # fmt: skip
     rows = [order_dict(order, wanted) for order in found]
     _show(session, rows, ("price", "amount", "filled", "cost"), "no order")
@@ -313,10 +318,15 @@ async def executions(
     ] = None,
     since: SinceOption = None,
     until: UntilOption = None,
+    at: AtOption = None,
     limit: LimitOption = None,
 ) -> None:
-    """Fills that count, by time, the last ones."""
+    """Fills that count, by time, the last ones. --at leaves out what came later."""
     first, end = parse_range(since, until)
+    time = parse_time(at, "--at")
+    if time is not None:
+        shown = time + timedelta(microseconds=1)
+        end = shown if end is None else min(end, shown)
     async with session.open() as store:
         wanted = await _wanted(store, account, market, strategy, run)
         found = await store.ledger.executions(

@@ -284,11 +284,13 @@ class Ledger:
         statuses: Collection[OrderStatus] = (),
         since: datetime | None = None,
         until: datetime | None = None,
+        at: datetime | None = None,
         limit: int | None = None,
     ) -> list[Order]:
         """Orders by time of creation; the last `limit` of them. None: of all.
 
-        since, until: of created_at; until is exclusive.
+        since, until: of created_at; until is exclusive. at: as they stood then, by the exchange's
+            clock; those that were not there are left out.
         """
         wanted = Filter(
             account_id=None if account is None else account.id,
@@ -299,6 +301,12 @@ class Ledger:
             since=since,
             until=until,
         )
+        if at is not None:
+            end = after(at) if until is None else min(until, after(at))
+            wanted = replace(wanted, until=end)
+            async with one_view(self._store.database) as connection:
+                found = await ledger_read.orders_at(connection, wanted, at)
+            return found if limit is None else found[max(0, len(found) - limit) :]
         async with transaction(self._store.database) as connection:
             return await ledger_read.orders(connection, wanted, limit)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
 
@@ -14,7 +14,16 @@ from kurisu.domain.market import MarketName
 from kurisu.domain.order import Order, OrderStatus
 from kurisu.domain.position import MarketTerms
 from kurisu.errors import InvalidArgument
-from kurisu.store.ledger_facts import execution_from_row, order_from_row
+from kurisu.ledger.arithmetic import total
+from kurisu.ledger.order import Latest, order_of
+from kurisu.store.connect import driver
+from kurisu.store.ledger_facts import (
+    execution_from_row,
+    execution_row,
+    order_from_row,
+    record_of,
+)
+from kurisu.store.ledger_intake import EXECUTIONS_OF_ORDERS
 from kurisu.store.ledger_values import StoredExecution, WaitingRecord
 
 # Orders. Parameters: see `Filter`. The last ones, by time of creation.
@@ -150,6 +159,76 @@ async def orders(
     rows = (await connection.execute(text(query), values)).mappings().all()
     names = await market_terms(connection, {row["market_id"] for row in rows})
     return [order_from_row(row, names[row["market_id"]][0]) for row in reversed(rows)]
+
+
+# What is needed to say how an order stood earlier. Parameters: order ids.
+FACTS: Final = "SELECT id, facts FROM orders WHERE id = ANY($1::bigint[])"
+
+
+async def orders_at(connection: AsyncConnection, wanted: Filter, at: datetime) -> list[Order]:
+    """Orders that were there at a time, as they stood then, by time of creation.
+
+    Exact where the exchange says when it said what. An amount or a limit that was changed later is
+    as it was placed.
+    """
+    found = await orders(connection, replace(wanted, statuses=()))
+    later = [order.id for order in found if order.updated_at > at]
+    if later:
+        raw = await driver(connection)
+        facts = {row["id"]: row["facts"] for row in await raw.fetch(FACTS, later)}
+        rows: dict[int, list[Any]] = {}
+        for row in await raw.fetch(EXECUTIONS_OF_ORDERS, later):
+            rows.setdefault(row["order_id"], []).append(row)
+        sizes = dict((await market_terms_of(connection, found)).values())
+        found = [
+            order
+            if order.updated_at <= at or order.id is None
+            else _stood(
+                order, facts[order.id], rows.get(order.id, ()), at,
+                terms_of(order.market, sizes[order.market]),
+            )
+            for order in found
+        ]  # fmt: skip
+    return [order for order in found if not wanted.statuses or order.status in wanted.statuses]
+
+
+async def market_terms_of(
+    connection: AsyncConnection, found: Sequence[Order]
+) -> Mapping[int, tuple[MarketName, Any]]:
+    """Names and contract sizes of the markets of orders, by id."""
+    ids = await connection.execute(
+        text("SELECT DISTINCT market_id FROM orders WHERE id = ANY(CAST(:ids AS bigint[]))"),
+        {"ids": [order.id for order in found]},
+    )
+    return await market_terms(connection, {row.market_id for row in ids})
+
+
+def _stood(
+    order: Order, facts: Mapping[str, Any], rows: Sequence[Any], at: datetime, terms: MarketTerms
+) -> Order:
+    known = tuple(execution_row(row, terms).known for row in rows)
+    record = record_of(order, facts, known, terms)
+    said = record.said
+    then = tuple(one for one in record.executions if one.times[0] <= at)
+    filled = total(one.core.amount for one in then)
+    earlier = replace(
+        record,
+        executions=then,
+        filled=filled,
+        said=replace(
+            said,
+            latest_time=None if said.latest_time is None else min(said.latest_time, at),
+            amount=_said_by(said.amount, at),
+            price=_said_by(said.price, at),
+            stop_price=_said_by(said.stop_price, at),
+            ended=tuple((end, time) for end, time in said.ended if time is None or time <= at),
+        ),
+    )
+    return order_of(earlier, terms) or order
+
+
+def _said_by(latest: Latest | None, at: datetime) -> Latest | None:
+    return None if latest is None or (latest.time is not None and latest.time > at) else latest
 
 
 async def executions(
