@@ -297,6 +297,20 @@ async def test_a_cancel_whose_answer_was_lost(world: World, fault: Fault) -> Non
     assert world.venue.orders[0].status == "CANCELED"
 
 
+async def test_a_cancel_that_is_refused(world: World) -> None:
+    """In words that say nothing: the order itself is looked at."""
+    refusal = Rule(Fault.STATUS, "/order", query=DELETE, status=400, times=2,
+                   body='{"code": -2010, "msg": "Too late."}')  # fmt: skip
+    world.server.faults.add(refusal)
+    async with world.gateway() as gateway:
+        order = await gateway.place(resting(world))
+        with pytest.raises(OrderRejected, match="Too late"):
+            await gateway.cancel(order)
+        placed = world.venue.orders[0]
+        world.venue._fill(placed, placed.amount, placed.price, NOW_MS + 1_000, is_maker=True)
+        assert (await gateway.cancel(order)).status is OrderStatus.CLOSED
+
+
 async def test_an_order_that_was_filled_before_its_cancel(world: World) -> None:
     async with world.gateway() as gateway:
         order = await gateway.place(resting(world))

@@ -155,7 +155,8 @@ class Gateway:
         """End an order of ours, by value or client id; returns it as it stands then.
 
         One that is over already stays as it is. Raises NotFound for an order that is not there,
-        OrderOutcomeUnknown if the exchange does not say what became of it.
+        OrderOutcomeUnknown if the exchange does not say what became of it, OrderRejected if it
+        refuses and the order is still open.
         """
         known = await self._known(order if isinstance(order, str) else order.client_order_id, order)
         if known.status is OrderStatus.PENDING:
@@ -177,12 +178,15 @@ class Gateway:
                     known = await self._store_report(known, market, answer)
                 # What the exchange knows of it now: not every venue's answer says.
                 known = await self._ask(known, market)
-            except OrderOutcomeUnknown as error:
+            except (OrderOutcomeUnknown, OrderRejected) as error:
+                # Refused, mostly because it is over: each venue has words of its own for that.
                 failure = error
                 with contextlib.suppress(ExchangeError):
                     known = await self._ask(known, market)
             if known.status.is_terminal:
                 return await self._with_fills(known, market)
+            if isinstance(failure, OrderRejected):
+                break
         if failure is not None:
             raise failure
         return known
