@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+import asyncio
+from datetime import UTC, datetime, timedelta
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from bars import START, as_table, minutes
@@ -90,3 +92,18 @@ async def test_what_somebody_deleted_is_taken_back(store: Store, market: Market)
     assert [(one.since, one.until) for one in found] == [
         (START, START + 5 * MINUTE), (START + 7 * MINUTE, end),
     ]  # fmt: skip
+
+
+async def test_two_that_make_room_at_once_keep_what_both_need(store: Store) -> None:
+    """Whichever comes last, the policy reaches back to the oldest row of all."""
+    for _ in range(5):
+        await fetch(
+            store, "UPDATE retention_policies SET drop_after = '1 year', origin = 'default'"
+        )
+        now = datetime.now(UTC)
+        asked = [np.array([int((now - timedelta(days=365 * years)).timestamp()) * 1_000_000])
+                 for years in (9, 2, 5, 3)]  # fmt: skip
+        await asyncio.gather(*(store.candles.make_room(times) for times in asked))
+        kept = (await store.db.retention())["ohlcv"].cutoff
+        assert kept is not None
+        assert kept < now - timedelta(days=365 * 9)

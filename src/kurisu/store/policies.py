@@ -113,6 +113,10 @@ def parse_duration(given: str) -> str | None:
     return f"{int(match[1])} {unit}{'' if int(match[1]) == 1 else 's'}"
 
 
+#: One at a time changes policies, from before it reads them.
+LOCK: Final = "SELECT FROM retention_policies FOR UPDATE"
+
+
 async def read(connection: AsyncConnection) -> dict[str, Policy]:
     """The policies by relation."""
     rows = await connection.execute(text(READ))
@@ -134,7 +138,7 @@ async def apply(connection: AsyncConnection, engine: Engine) -> list[str]:
     if not engine.is_community or not any(await _differences(connection)):
         return []
     # Somebody else may be about to do the same: one after the other.
-    await connection.execute(text("SELECT FROM retention_policies FOR UPDATE"))
+    await connection.execute(text(LOCK))
     obsolete, missing = await _differences(connection)
     done = []
     for job in obsolete:
@@ -230,6 +234,10 @@ async def _years(connection: AsyncConnection, oldest: datetime) -> str:
     return f"{years} years"
 
 
+def _is_too_short(policy: Policy, oldest: datetime) -> bool:
+    return policy.cutoff is not None and oldest < policy.cutoff
+
+
 async def make_room(
     connection: AsyncConnection,
     engine: Engine,
@@ -246,8 +254,12 @@ async def make_room(
     older than the policy, for the message; None if that is not known.
     """
     rows = "rows" if expiring_rows is None else f"{expiring_rows:,} rows"
+    if not _is_too_short((await read(connection))[relation], oldest):
+        return None
+    # Two that make room at a time: the later one must not undo what the earlier one made.
+    await connection.execute(text(LOCK))
     policy = (await read(connection))[relation]
-    if policy.cutoff is None or oldest >= policy.cutoff:
+    if policy.cutoff is None or not _is_too_short(policy, oldest):
         return None
     if policy.origin == "default":
         kept = await _years(connection, oldest)
