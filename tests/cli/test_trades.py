@@ -230,7 +230,7 @@ def test_a_killed_backfill_goes_on_where_it_was(
     for number, code in ((signal.SIGKILL, -9), (signal.SIGTERM, 143)):
         server.requests.clear()
         process = kurisu_program.start(*run, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        wanted = chance.randrange(4, 10)
+        wanted = chance.randrange(20, 35)
         limit = time.monotonic() + PATIENCE_S
         while len(server.asked("aggTrades")) < wanted and process.poll() is None:
             assert time.monotonic() < limit

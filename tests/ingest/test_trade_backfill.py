@@ -133,6 +133,30 @@ async def test_faults_lose_nothing(
 
 
 @pytest.mark.parametrize("venue", VENUES)
+async def test_several_walkers_of_one_market(
+    store: Store, server: ExchangeServer, opened: Opener, venue: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(trade_backfill, "SHORTEST_PIECE", timedelta(hours=2))
+    at_once = 0
+
+    class Counted(trade_backfill._MarketWalk):
+        async def _walk(self, *piece: Any) -> None:
+            nonlocal at_once
+            running.append(piece)
+            at_once = max(at_once, len(running))
+            await super()._walk(*piece)
+            running.remove(piece)
+
+    running: list[Any] = []
+    monkeypatch.setattr(trade_backfill, "_MarketWalk", Counted)
+    report = await backfill(store, opened, venue, concurrency=3)
+    assert at_once == 3
+    assert report.is_done
+    assert await stored(store, venue) == truth(venue, until=only(report).until)
+
+
+@pytest.mark.parametrize("venue", VENUES)
 async def test_answers_that_stay_empty_are_no_end(
     store: Store, server: ExchangeServer, opened: Opener, venue: str,
     monkeypatch: pytest.MonkeyPatch,

@@ -4,14 +4,15 @@ In: a store, an open exchange, markets, a range. Out: a `TradeBackfillReport`; t
 every trade that the exchange gave, and `trade_coverage` says of every millisecond of the range
 what is known about it: complete, empty (nobody traded), or failed, with the reason.
 
-What is complete or empty is not asked for again. Several markets are walked at a time, each page by
-page; the pages that have arrived are stored together, rows and coverage in one transaction. A
+What is complete or empty is not asked for again. Several markets are walked at a time, or several
+pieces of one, each page by page; the pages that have arrived are stored together, rows and coverage in one transaction. A
 killed backfill loses the pages in flight, and the next one resumes.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -40,6 +41,7 @@ from kurisu.exchange.candles import PageStatus
 from kurisu.exchange.clock import from_ms, to_ms
 from kurisu.exchange.port import Exchange
 from kurisu.exchange.trades import TradePage, trade_pages
+from kurisu.exchange.venues import TradePaging
 from kurisu.ingest.candle_writer import (
     DATABASE_ATTEMPTS,
     FIRST_PAUSE_S,
@@ -56,6 +58,10 @@ T = TypeVar("T")
 SOURCE: Final = "rest"
 #: Pages of a market that wait to be stored, at most; a killed process loses them.
 WAITING_PAGES: Final = 16
+#: A market alone is walked in pieces, several at a time: so many for each walker, and none shorter
+#: than a day, because to find where one begins takes some requests.
+PIECES: Final = 4
+SHORTEST_PIECE: Final = timedelta(days=1)
 #: How often a walk is taken up again where it broke, after the retries of each request.
 RESUMES: Final = 2
 _MS: Final = timedelta(milliseconds=1)
@@ -153,11 +159,13 @@ async def backfill_trades(
     since = None if since is None else from_ms(to_ms(since))
     report = TradeBackfillReport(exchange.name)
     walks: deque[_MarketWalk] = deque()
-    for market in dict.fromkeys(markets):
+    chosen = list(dict.fromkeys(markets))
+    walkers = max(1, concurrency // max(1, len(chosen)))
+    for market in chosen:
         first = since if since is not None else await _first_known(store, market)
         one = MarketTradeBackfill(str(market), first, max(first, end))
         report.markets.append(one)
-        walk = _MarketWalk(store, exchange, market, one, grace, allow_expiring, watch)
+        walk = _MarketWalk(store, exchange, market, one, grace, walkers, allow_expiring, watch)
         if market.symbol not in listed:
             walk.stopped = BadSymbol(exchange.name, f"it does not list {market.symbol} any more")
         walks.append(walk)
@@ -189,7 +197,7 @@ async def _first_known(store: Store, market: Market) -> datetime:
 
 
 class _MarketWalk:
-    """One market of a running backfill: a walker that fetches and a writer that stores."""
+    """One market of a running backfill: walkers that fetch and a writer that stores."""
 
     def __init__(
         self,
@@ -198,9 +206,11 @@ class _MarketWalk:
         market: Market,
         report: MarketTradeBackfill,
         grace: timedelta,
+        walkers: int,
         allow_expiring: bool,
         watch: TradeWatch | None,
     ) -> None:
+        self._walkers = walkers
         self._store = store
         self._exchange = exchange
         self._market = market
@@ -210,6 +220,7 @@ class _MarketWalk:
         self._watch = watch
         self._waiting: asyncio.Queue[TradePage | None] = asyncio.Queue(WAITING_PAGES)
         self._refused = False
+        self._failures = 0
         self.stopped: ExchangeError | None = None
 
     async def run(self) -> None:
@@ -221,11 +232,16 @@ class _MarketWalk:
         if self._watch is not None:
             self._watch.begin(report.market, report.requested.total_seconds())
         writer = asyncio.create_task(self._store_all())
+        pieces = deque(piece for stretch in wanted for piece in self._cut(*stretch))
+
+        async def walk() -> None:
+            while pieces and not writer.done() and not self._refused:
+                await self._walk(*pieces.popleft(), writer)
+
         try:
-            for since, until in wanted:
-                await self._walk(since, until, writer)
-                if writer.done() or self._refused:
-                    break
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(self._walkers, len(pieces))):
+                    group.create_task(walk())
         finally:
             await self._finish(writer)
             if self._watch is not None:
@@ -248,6 +264,15 @@ class _MarketWalk:
 
     # -- fetching -----------------------------------------------------------------------------
 
+    def _cut(self, since: datetime, until: datetime) -> list[tuple[datetime, datetime]]:
+        """A stretch as pieces for several walkers, by time."""
+        if self._walkers == 1 or self._exchange.venue.trade_paging is TradePaging.NONE:
+            return [(since, until)]
+        count = min(PIECES * self._walkers, (until - since) // SHORTEST_PIECE)
+        length = (until - since) // max(1, count) // _MS * _MS
+        cuts = [since + n * length for n in range(max(1, count))]
+        return list(itertools.pairwise([*cuts, until]))
+
     async def _walk(self, since: datetime, until: datetime, writer: asyncio.Task[None]) -> None:
         """Fetch one stretch; what is left of it when the exchange gives up is stated as failed."""
         at, resumes = since, 0
@@ -265,6 +290,7 @@ class _MarketWalk:
                         await _either(self._waiting.put(page), writer)
                         if writer.done() or self._refused:
                             return
+                        self._failures = 0
                         resumes = 0 if page.until > at else resumes
                         at = page.until
                 return
@@ -276,6 +302,10 @@ class _MarketWalk:
             except ExchangeUnavailable as error:
                 resumes += 1
                 if resumes > RESUMES:
+                    # Where nothing is answered any more, nothing more is asked.
+                    self._failures += 1
+                    if self._failures > self._walkers:
+                        self.stopped = error
                     await self._fail(at, until, error.reason)
                     return
             except ExchangeError as error:
@@ -362,6 +392,7 @@ class _MarketWalk:
     async def _conclude(self) -> None:
         """What is known of the whole range now."""
         report = self._report
+        report.problems.sort(key=lambda problem: problem.since)
         at = report.since
         for one in await self._coverage():
             since, until = max(one.since, report.since), min(one.until, report.until)
