@@ -40,13 +40,15 @@ ALTER TABLE executions ALTER COLUMN market_id SET NOT NULL;
 ALTER TABLE executions ALTER COLUMN side SET NOT NULL;
 ALTER TABLE executions ALTER COLUMN order_id DROP NOT NULL;
 
-CREATE FUNCTION kurisu_are_fees(fees jsonb) RETURNS boolean LANGUAGE sql IMMUTABLE AS $$
--- {"BNB": "0.001", ...}: exact numbers of a NUMERIC(38, 18) as text, by asset.
-SELECT jsonb_typeof(fees) = 'object'
-   AND NOT EXISTS (SELECT 1 FROM jsonb_each(fees) AS f(asset, fee)
-                    WHERE jsonb_typeof(f.fee) <> 'string' OR length(f.asset) > 20
-                       OR (f.fee #>> '{}') !~ '^-?[0-9]{1,20}([.][0-9]{1,18})?$')
-$$;
+CREATE FUNCTION kurisu_are_fees(fees jsonb) RETURNS boolean LANGUAGE plpgsql IMMUTABLE AS $$
+-- {"BNB": "0.001", ...}: exact numbers of a NUMERIC(38, 18) as text, by asset. Not in SQL: to see
+-- whether it can be inlined, PostgreSQL would parse it again for every statement.
+BEGIN
+    RETURN jsonb_typeof(fees) = 'object'
+       AND NOT EXISTS (SELECT 1 FROM jsonb_each(fees) AS f(asset, fee)
+                        WHERE jsonb_typeof(f.fee) <> 'string' OR length(f.asset) > 20
+                           OR (f.fee #>> '{}') !~ '^-?[0-9]{1,20}([.][0-9]{1,18})?$');
+END $$;
 
 ALTER TABLE executions DROP CONSTRAINT fk_executions_order_id;
 ALTER TABLE executions ADD CONSTRAINT check_executions_side CHECK (side IN ('buy', 'sell'));
