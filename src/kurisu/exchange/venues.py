@@ -7,7 +7,7 @@ more, and never loses rows.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
@@ -71,9 +71,14 @@ _BINANCE: Final = Venue(
     weight_limit=6_000,
 )
 
+#: Aggregate trades as well; that their ids have no gaps is not documented.
+_BINANCE_FUTURES: Final = replace(_BINANCE, weight_limit=2_400, trade_ids_gapless=False)
+
 VENUES: Final[dict[str, Venue]] = {
     "binance": _BINANCE,
     "binanceus": _BINANCE,
+    "binanceusdm": _BINANCE_FUTURES,
+    "binancecoinm": _BINANCE_FUTURES,
     "bitfinex": Venue(
         candle_limit=10_000,
         candles_oldest_first=True,

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from kurisu.domain.timeframe import Timeframe
-from kurisu.errors import DatabaseError, ExchangeError, WriteRefused
+from kurisu.errors import DatabaseError, ExchangeError, RetentionConflict, WriteRefused
 from kurisu.exchange.candles import CandlePage, PageStatus, candle_pages
 from kurisu.exchange.clock import from_ms, to_ms
 from kurisu.exchange.port import StreamingExchange
@@ -157,7 +157,16 @@ class Refiller:
                 complete=known if rows.num_rows else [], empty=[] if rows.num_rows else known,
             )  # fmt: skip
             now = await self._exchange.now()
-            (report,) = await self._store.trades.write_many([batch], source=SOURCE, now=now)
+            try:
+                (report,) = await self._store.trades.write_many([batch], source=SOURCE, now=now)
+            except RetentionConflict as error:
+                # The user wants nothing as old as this kept.
+                self._tell(
+                    "gap_left", f"not asked for: {error}", market=str(follower.market),
+                    since=page.since, until=page.until,
+                )  # fmt: skip
+                follower.has_read(to_ms(page.until))
+                continue
             inserted += report.inserted
             if follower.space is None and page.table.num_rows:
                 follower.space = page.id_space
