@@ -5,8 +5,8 @@ every trade that the exchange gave, and `trade_coverage` says of every milliseco
 what is known about it: complete, empty (nobody traded), or failed, with the reason.
 
 What is complete or empty is not asked for again. Several markets are walked at a time, or several
-pieces of one, each page by page; the pages that have arrived are stored together, rows and coverage in one transaction. A
-killed backfill loses the pages in flight, and the next one resumes.
+pieces of one, each page by page; the pages that have arrived are stored together, rows and coverage
+in one transaction. A killed backfill loses the pages in flight, and the next one resumes.
 """
 
 from __future__ import annotations
