@@ -142,12 +142,12 @@ class CcxtAccount:
         limit = self.private.order_limit or CAUTIOUS_LIMIT
         rows: dict[str, Any] = {}
         is_full, cursor = False, None
-        for method in self._order_methods(query):
+        for method, more in self._order_lists(query):
             if method == "fetch_open_orders":
                 # They are listed whole, and with the first page.
                 found = [] if query.cursor else await self._open_orders(symbol)
             else:
-                found = await self._records(method, symbol, query, limit, "orderId")
+                found = await self._records(method, symbol, query, limit, "orderId", more)
                 is_full |= len(found) >= limit
                 cursor = self._cursor(query, found) if len(found) >= limit else cursor
             rows |= {str(row["id"]): row for row in found}
@@ -413,15 +413,15 @@ class CcxtAccount:
 
     # Lists
 
-    def _order_methods(self, query: RecordQuery) -> list[str]:
-        """The lists of CCXT that together have every order."""
+    def _order_lists(self, query: RecordQuery) -> list[tuple[str, Mapping[str, str]]]:
+        """The lists of CCXT that together have every order, and what else they are asked with."""
         has = self._client.has
         if has.get("fetchOrders") is True:
-            return ["fetch_orders"]
+            return [("fetch_orders", {})]
         if query.from_id is not None:
             raise NotOffered(self.name, "its orders cannot be asked for by id")
         if has.get("fetchCanceledAndClosedOrders") is True:
-            return ["fetch_canceled_and_closed_orders", "fetch_open_orders"]
+            return [("fetch_canceled_and_closed_orders", {}), ("fetch_open_orders", {})]
         ended = [
             method
             for name, method in (
@@ -432,7 +432,14 @@ class CcxtAccount:
         ]
         if not ended:
             raise NotOffered(self.name, "CCXT lists none of its past orders")
-        return [*ended, "fetch_open_orders"]
+        # OKX has a list of the last seven days, and another one of three months.
+        kinds: list[Mapping[str, str]] = [{}]
+        if self._client.id == "okx":
+            kinds.append({"method": "privateGetTradeOrdersHistoryArchive"})
+        return [
+            *((method, more) for method in ended for more in kinds),
+            ("fetch_open_orders", {}),
+        ]
 
     async def _open_orders(self, symbol: str) -> list[Any]:
         """Raises BadAnswer if there are more than the venue shows at once."""
@@ -466,9 +473,15 @@ class CcxtAccount:
         return None
 
     async def _records(
-        self, method: str, symbol: str, query: RecordQuery, limit: int, id_parameter: str
+        self,
+        method: str,
+        symbol: str,
+        query: RecordQuery,
+        limit: int,
+        id_parameter: str,
+        more: Mapping[str, str] | None = None,
     ) -> list[Any]:
-        params: dict[str, Any] = {}
+        params: dict[str, Any] = {**(more or {})}
         if query.until_ms is not None:
             if self._client.id == "kraken":
                 # CCXT sends `until` in milliseconds where Kraken wants seconds.

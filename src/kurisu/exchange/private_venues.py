@@ -89,7 +89,8 @@ class PrivateVenue:
     trade_window_ms, trade_limit: longest window and page of one request for fills.
     order_window_ms, order_limit: likewise for orders.
     all_markets: a request gives the records of every market, whichever was asked for.
-    time_margin_ms: bounds in time are cut to whole seconds, or exclusive: ask so much earlier.
+    time_margin_ms: bounds in time are cut to whole seconds, or exclusive, or it is not known: ask
+        for so much more on both ends.
     cursor: how the next page of a question is asked for; None where it is not known.
     newest_without_time: with neither time nor id it gives its newest records, and fewer than a
         page are all there are.
@@ -142,6 +143,12 @@ _BINANCE: Final = PrivateVenue(
     id_paging=True,
 )
 
+
+def _days(count: int) -> int:
+    """A window of almost so many days: venues count its margins, too."""
+    return count * DAY_MS - 10
+
+
 PRIVATE_VENUES: Final[Mapping[str, PrivateVenue]] = {
     "binance": _BINANCE,
     "binanceus": _BINANCE,
@@ -152,9 +159,10 @@ PRIVATE_VENUES: Final[Mapping[str, PrivateVenue]] = {
         # orderLinkId.
         lookup=OrderLookup.OPEN_AND_CLOSED,
         contracts=True,
-        trade_window_ms=7 * DAY_MS,  # features: untilDays
+        time_margin_ms=1,
+        trade_window_ms=_days(7),  # features: untilDays
         trade_limit=100,
-        order_window_ms=7 * DAY_MS,
+        order_window_ms=_days(7),
         order_limit=50,
         cursor=Cursor.TOKEN,  # add_pagination_cursor_to_result()
     ),
@@ -165,9 +173,10 @@ PRIVATE_VENUES: Final[Mapping[str, PrivateVenue]] = {
         forgets_after=timedelta(hours=2),  # canceled without a fill
         contracts=True,
         market_buy_by_amount=True,  # create_order_request(): tgtCcy base_ccy
-        trade_window_ms=90 * DAY_MS,
+        time_margin_ms=1,
+        trade_window_ms=_days(90),
         trade_limit=100,
-        order_window_ms=90 * DAY_MS,
+        order_window_ms=_days(90),
         order_limit=100,
     ),
     "kraken": PrivateVenue(
@@ -187,9 +196,10 @@ PRIVATE_VENUES: Final[Mapping[str, PrivateVenue]] = {
         client_ids=ClientIds(r"[A-Za-z0-9_-]{1,40}"),  # clientOid
         lookup=OrderLookup.ID,  # fetch_spot_order()
         market_buy_by_amount=True,  # size
-        trade_window_ms=7 * DAY_MS,
+        time_margin_ms=1,
+        trade_window_ms=_days(7),
         trade_limit=100,
-        order_window_ms=7 * DAY_MS,
+        order_window_ms=_days(7),
         order_limit=100,
     ),
     "gate": PrivateVenue(
@@ -199,35 +209,39 @@ PRIVATE_VENUES: Final[Mapping[str, PrivateVenue]] = {
         lookup=OrderLookup.ID,  # fetch_order_request()
         contracts=True,
         forgets_after=timedelta(hours=1),
-        trade_window_ms=30 * DAY_MS,
+        time_margin_ms=1,
+        trade_window_ms=_days(30),
         trade_limit=1_000,
-        order_window_ms=30 * DAY_MS,
+        order_window_ms=_days(30),
         order_limit=100,
     ),
     "htx": PrivateVenue(
         client_ids=ClientIds(r"[0-9A-Za-z_-]{1,64}"),  # client-order-id
         lookup=OrderLookup.ID,  # fetch_order(): clientOrderId
         forgets_after=timedelta(hours=2),
-        trade_window_ms=2 * DAY_MS,
+        time_margin_ms=1,
+        trade_window_ms=_days(2),
         trade_limit=500,
-        order_window_ms=2 * DAY_MS,
+        order_window_ms=_days(2),
         order_limit=100,
     ),
     "bitget": PrivateVenue(
         client_ids=ClientIds(r"[0-9A-Za-z_:#/+.-]{1,50}"),  # clientOid
         lookup=OrderLookup.ID,  # fetch_order(): clientOid
         contracts=True,
-        trade_window_ms=90 * DAY_MS,
+        time_margin_ms=1,
+        trade_window_ms=_days(90),
         trade_limit=100,
-        order_window_ms=90 * DAY_MS,
+        order_window_ms=_days(90),
         order_limit=100,
     ),
     "mexc": PrivateVenue(
         client_ids=ClientIds(r"[0-9A-Za-z_-]{1,32}"),  # newClientOrderId
         lookup=OrderLookup.ID,  # fetch_order(): origClientOrderId
-        trade_window_ms=30 * DAY_MS,
+        time_margin_ms=1,
+        trade_window_ms=_days(30),
         trade_limit=100,
-        order_window_ms=7 * DAY_MS,
+        order_window_ms=_days(7),
         order_limit=1_000,
     ),
     # cid is a number, unique for a day only, and CCXT does not look for it.
