@@ -477,3 +477,19 @@ async def test_whatever_goes_wrong_on_the_way(
     for symbol, bars in truth.items():
         assert await stored(store, symbol) == closed(bars, server.clock.now_ms())
     assert (await store.candles.verify()).ok
+
+
+async def test_a_witness_that_was_not_listed_yet_is_not_asked_minute_by_minute(
+    store: Store, server: ExchangeServer, opened: Opener
+) -> None:
+    """Holes everywhere, and the market that would know came two years later."""
+    holes = [(at, at + 30) for at in range(100, 2_400, 600)]
+    server.binance.listings["SHIBUSDT"].series = Series(without(BARS, *holes))
+    late = [bar._replace(open_ms=bar.open_ms + 2 * 365 * 86_400_000) for bar in BARS]
+    add_market(server, "BTC", late)
+    report = await backfill(store, opened)
+    assert report.is_done
+    assert report.markets[0].bars["empty"] == 30 * len(holes)
+    asked = [r.query for r in server.asked("klines") if r.query["symbol"] == "BTCUSDT"]
+    assert {query["interval"] for query in asked} == {"1d"}
+    assert len(asked) <= 4

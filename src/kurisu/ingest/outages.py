@@ -14,10 +14,12 @@ from datetime import datetime, timedelta
 from typing import Final, TypeAlias
 
 from kurisu.domain.listing import MarketListing
-from kurisu.domain.timeframe import Timeframe
+from kurisu.domain.timeframe import TIMEFRAMES, Timeframe
 from kurisu.errors import ExchangeError, NotFound
 from kurisu.exchange.candles import CandlePage, PageStatus, candle_pages
+from kurisu.exchange.clock import from_ms, to_ms
 from kurisu.exchange.port import Exchange
+from kurisu.exchange.venues import CAUTIOUS_LIMIT
 from kurisu.ingest.candle_writer import patiently
 from kurisu.store.coverage import common
 from kurisu.store.store import Store
@@ -35,9 +37,12 @@ AROUND_BARS: Final = 500
 #: Longer holes are not judged: no exchange was down for so long, and asking would cost as much as
 #: another market's history.
 LONGEST_BARS: Final = 10_000
+#: Days that are asked about at a time.
+DAYS: Final = 200
 #: Answers that are kept.
 KEPT: Final = 256
 
+_DAY: Final = TIMEFRAMES["1d"]
 #: The assets that are traded most, on any exchange.
 _BASES: Final = ("BTC", "ETH", "SOL", "XRP", "BNB", "LTC", "DOGE")
 _QUOTES: Final = ("USDT", "USD", "USDC", "FDUSD", "BUSD", "EUR", "KRW", "TRY", "BTC")
@@ -72,6 +77,7 @@ class Witnesses:
         self._closed = frame.open_time(now - grace)
         self._ranked = sorted((one for one in listings if one.active), key=_rank)
         self._asked: dict[tuple[str, datetime], asyncio.Task[_Testimony | None]] = {}
+        self._days: dict[tuple[str, datetime], asyncio.Task[set[datetime]]] = {}
 
     async def outages(self, symbol: str, page: CandlePage, *, traded_before: bool) -> list[Span]:
         """The parts of the page's holes in which the exchange was down, by time.
@@ -95,9 +101,10 @@ class Witnesses:
 
     async def close(self) -> None:
         """Stop asking."""
-        for task in self._asked.values():
+        tasks = [*self._asked.values(), *self._days.values()]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._asked.values(), return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _judge(self, symbol: str, hole: Span, share: float) -> list[Span]:
         length = self._frame.length
@@ -169,6 +176,9 @@ class Witnesses:
         missing: list[Span] = []
         at = span[0]
         try:
+            days = {_DAY.open_time(span[0]), _DAY.open_time(span[1] - timedelta(microseconds=1))}
+            if not any([await self._was_there(witness, day) for day in days]):
+                return _Testimony(*span, (span,))
             async for page in candle_pages(
                 self._exchange, witness, self._frame, *span, grace=self._grace
             ):
@@ -179,6 +189,28 @@ class Witnesses:
         except ExchangeError:
             return None
         return _Testimony(span[0], at, tuple(missing)) if at > span[0] else None
+
+    async def _was_there(self, witness: str, day: datetime) -> bool:
+        """Whether it was traded at all on that day; one answer tells of many days.
+
+        Of a market that was not listed yet every minute would be asked for in vain.
+        """
+        if self._frame.seconds >= _DAY.seconds or _DAY.name not in self._exchange.timeframes:
+            return True
+        count = min(DAYS, self._exchange.venue.candle_limit or CAUTIOUS_LIMIT)
+        length = count * _DAY.length
+        since = day - (day - _DAY.origin) % length
+        key = (witness, since)
+        if key not in self._days:
+            self._days[key] = asyncio.create_task(self._traded_days(witness, since, count))
+        return day in await asyncio.shield(self._days[key])
+
+    async def _traded_days(self, witness: str, since: datetime, count: int) -> set[datetime]:
+        for _ in range(2):
+            rows = await self._exchange.fetch_candles(witness, _DAY.name, to_ms(since), count)
+            if rows:
+                break
+        return {_DAY.open_time(from_ms(row.time_ms)) for row in rows}
 
     async def _stored(self, witness: str, span: Span) -> _Testimony | None:
         try:
