@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -130,6 +129,8 @@ async def sync(
     last time is reported; a second run reports nothing. Exit code 1 if an exchange could not be
     asked; the others are stored all the same.
     """
+    import asyncio
+
     check_type(type)
     names = list(dict.fromkeys(exchanges))
     async with session.open() as store:
