@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from decimal import Decimal
@@ -16,7 +17,7 @@ from kurisu.errors import InvalidArgument, NotOffered, OrderOutcomeUnknown, Orde
 from kurisu.exchange.calls import RetryPolicy
 from kurisu.exchange.ccxt_adapter import CcxtExchange
 from kurisu.exchange.private import CcxtAccount
-from kurisu.exchange.private_port import NewOrder
+from kurisu.exchange.private_port import NewOrder, RecordQuery
 from kurisu.exchange.private_venues import PRIVATE_VENUES
 from kurisu.exchange.settings import ExchangeSettings
 
@@ -162,3 +163,60 @@ async def test_no_order_goes_where_it_could_not_be_found_again() -> None:
         with pytest.raises(NotOffered, match="sends no orders there"):
             await account.create_order(order)
         assert not sent
+
+
+@pytest.mark.parametrize("venue", [*SENDING, "bitfinex"])
+async def test_history_is_asked_for_within_its_bounds(venue: str) -> None:
+    """CCXT drops or mistakes `until` on some venues; a page that ignores it never gets smaller."""
+    since, until = 1_700_000_000_000, 1_700_000_900_000
+    requests: list[str] = []
+    empty: Any = [] if venue in ("binance", "binanceus", "gate", "mexc", "bitfinex") else {}
+    if venue == "htx":
+        empty = {"data": []}
+
+    async def fetch(url: str, method: str = "GET", headers: Any = None, body: Any = None) -> Any:
+        requests.append(f"{url} {body}")
+        return empty
+
+    async with account_at(venue) as (account, _):
+        account._fetch = fetch
+        query = RecordQuery(since, until)
+        assert (await account.fetch_executions(SPOT, query)).executions == ()
+        assert (await account.fetch_orders(SPOT, query)).orders == ()
+    # What is asked for beside the lists: settings, and orders that are open.
+    beside = re.compile(r"mode|detail|settings|open|pending|unfilled|realtime|active|BTC-USDT \{\}",
+                        re.IGNORECASE)  # fmt: skip
+    lists = [request for request in requests if not beside.search(request)]
+    assert len(lists) >= 2
+    for request in lists:
+        assert str(since)[:10] in request
+        assert str(until)[:9] in request
+        assert "until" not in request
+
+
+async def test_a_page_of_all_markets_is_seen_to_be_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bitget's unified accounts answer with every market's fills; this one's was delisted since,
+    and CCXT takes it for the one that was asked for."""
+    rows = [
+        {"execId": str(n), "orderId": "1", "symbol": "ETHUSDT", "side": "buy", "execPrice": "1",
+         "execQty": "1", "createdTime": "1700000000000"}
+        for n in range(100)
+    ]  # fmt: skip
+
+    async def fetch(url: str, method: str = "GET", headers: Any = None, body: Any = None) -> Any:
+        return {"data": {"list": rows}}
+
+    async with account_at("bitget") as (account, _):
+        monkeypatch.setattr(account._client, "is_uta_enabled", nothing_but(True), raising=False)
+        account._fetch = fetch
+        query = RecordQuery(1_700_000_000_000, 1_700_000_900_000)
+        page = await account.fetch_executions(SPOT, query)
+    assert page.is_full
+    assert page.executions == ()
+
+
+def nothing_but(answer: bool) -> Any:
+    async def call(*_: Any) -> bool:
+        return answer
+
+    return call

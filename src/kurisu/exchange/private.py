@@ -62,6 +62,8 @@ T = TypeVar("T")
 #: Kraken's words, and Binance's for one that was canceled without a fill 90 days ago.
 _UNKNOWN_ORDER: Final = re.compile(r"EOrder:(Unknown|Invalid) order\b|has been archived")
 
+#: Under which venues name a record's market.
+_MARKET_KEYS: Final = ("symbol", "instId", "currency_pair", "contract", "product_id")
 #: Of one request for deposits or withdrawals: what Binance takes, and more than most have.
 _TRANSFER_WINDOW: Final = timedelta(days=89)
 _TRANSFER_LIMIT: Final = 1_000
@@ -87,6 +89,9 @@ class CcxtAccount:
             # Requests carry a time, and are refused if it is not the exchange's.
             "adjustForTimeDifference": True,
         }
+        # Whether a page is full shows by all of its rows: some venues, or accounts of them, list
+        # every market, whichever was asked for.
+        self._client.filter_by_symbol_since_limit = _all_rows
         self._check_credentials()
         self._fetch = self._client.fetch
         # On the object, not on the class: CCXT calls it for every request that it has signed.
@@ -134,7 +139,7 @@ class CcxtAccount:
         """Orders of a market that are not over."""
         await self._listed(symbol)
         rows = await self._open_orders(symbol)
-        return [self._order(row) for row in rows if row["symbol"] == symbol]
+        return [self._order(row) for row in rows if self._is_of(symbol, row)]
 
     async def fetch_orders(self, symbol: str, query: RecordQuery) -> OrderPage:
         """One request for orders, or as many as the venue has lists."""
@@ -152,7 +157,7 @@ class CcxtAccount:
                 cursor = self._cursor(query, found) if len(found) >= limit else cursor
             rows |= {str(row["id"]): row for row in found}
         orders, unreadable = self._read(
-            [row for row in rows.values() if row["symbol"] == symbol], "order", self._order
+            [row for row in rows.values() if self._is_of(symbol, row)], "order", self._order
         )
         return OrderPage(orders, unreadable, is_full, cursor)
 
@@ -162,7 +167,7 @@ class CcxtAccount:
         limit = self.private.trade_limit or CAUTIOUS_LIMIT
         found = await self._records("fetch_my_trades", symbol, query, limit, "fromId")
         executions, unreadable = self._read(
-            [row for row in found if row["symbol"] == symbol], "trade", Execution.from_ccxt
+            [row for row in found if self._is_of(symbol, row)], "trade", Execution.from_ccxt
         )
         is_full = len(found) >= limit
         cursor = self._cursor(query, found) if is_full else None
@@ -486,6 +491,9 @@ class CcxtAccount:
             if self._client.id == "kraken":
                 # CCXT sends `until` in milliseconds where Kraken wants seconds.
                 params["end"] = query.until_ms // 1000 + 1
+            elif self._client.id == "bitfinex":
+                # For fills CCXT leaves `until` as it is, and ends with now.
+                params["end"] = query.until_ms
             else:
                 params["until"] = query.until_ms
         if query.from_id is not None:
@@ -524,6 +532,18 @@ class CcxtAccount:
             except LedgerRuleBroken as error:
                 unreadable.append(Unreadable(f"{kind} {row.get('id')}", str(error)))
         return tuple(found), tuple(unreadable)
+
+    def _is_of(self, symbol: str, row: Any) -> bool:
+        """CCXT takes a record of a market that it does not know, because it was delisted, for one
+        of the market that was asked for."""
+        if row["symbol"] != symbol:
+            return False
+        info = row.get("info")
+        if self.private.all_markets or not isinstance(info, Mapping):
+            return True
+        wanted = _plain_id(self._client.markets[symbol]["id"])
+        said = [info[key] for key in _MARKET_KEYS if isinstance(info.get(key), str) and info[key]]
+        return all(_plain_id(name) == wanted for name in said)
 
     def _order(self, row: Any) -> ReportedOrder:
         return read_order(row, self._exchange_now())
@@ -601,6 +621,14 @@ async def open_account(settings: ExchangeSettings, **more: Any) -> AsyncIterator
         yield CcxtAccount(exchange)
     finally:
         await exchange.close()
+
+
+def _all_rows(array: Any, *_: Any, **__: Any) -> list[Any]:
+    return list(array)
+
+
+def _plain_id(market_id: str) -> str:
+    return "".join(letter for letter in market_id.casefold() if letter.isalnum())
 
 
 def _days_ms(days: object) -> int | None:

@@ -198,7 +198,7 @@ PRIVATE_VENUES: Final[Mapping[str, PrivateVenue]] = {
         market_buy_by_amount=True,  # size
         time_margin_ms=1,
         trade_window_ms=_days(7),
-        trade_limit=100,
+        trade_limit=50,  # fetch_my_spot_trades() does not hand its limit on
         order_window_ms=_days(7),
         order_limit=100,
     ),
@@ -245,7 +245,7 @@ PRIVATE_VENUES: Final[Mapping[str, PrivateVenue]] = {
         order_limit=1_000,
     ),
     # cid is a number, unique for a day only, and CCXT does not look for it.
-    "bitfinex": PrivateVenue(trade_limit=2_500, order_limit=2_500),
+    "bitfinex": PrivateVenue(trade_limit=1_000, order_limit=1_000),
 }
 
 
