@@ -463,7 +463,7 @@ async def enter(
     amount: Annotated[
         str,
         typer.Argument(
-            metavar="AMOUNT", help="What the wallet gains; after -- it may be negative."
+            metavar="AMOUNT", help="What the wallet gains; a withdrawal or fee is taken out of it."
         ),
     ],
     asset: Annotated[str, typer.Argument(metavar="ASSET", help="E.g. USDT.")],
@@ -481,7 +481,8 @@ async def enter(
 ) -> None:  # fmt: skip
     """Book what moved a wallet and is no fill: an opening balance, a deposit, a withdrawal.
 
-    Entries are appended and never changed; a wrong one is taken back by another.
+    Entries are appended and never changed; a wrong one is taken back by another, whose amount is
+    negative: kurisu ledger enter main -- correction -5 USDT.
     """
     from kurisu.domain.balance import Entry, EntryKind
     from kurisu.domain.money import parse_decimal

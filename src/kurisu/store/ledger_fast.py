@@ -90,12 +90,16 @@ _OUTRUN: Final = (
 
 @dataclass(slots=True)
 class Entry:
-    """A tally, and the version of the order's row that it is of."""
+    """A tally, and the version of the order's row that it is of.
+
+    current: the order as it was last asked for.
+    """
 
     tally: Tally
     order_id: int
     exchange_order_id: str
     version: int
+    current: Order | None = None
 
 
 Key = tuple[int | None, int | None, int, str]
@@ -287,8 +291,11 @@ def judged(entry: Entry, executions: Sequence[Execution], batch: Batch, asset: s
 
 def order_now(entry: Entry) -> Order:
     """The order as the tally has it."""
-    tally = entry.tally
-    return replace(
-        tally.order, filled=tally.filled, cost=tally.cost, status=tally.status,
-        updated_at=tally.updated_at,
-    )  # fmt: skip
+    tally, current = entry.tally, entry.current or entry.tally.order
+    if current.filled is not tally.filled:
+        current = replace(
+            tally.order, filled=tally.filled, cost=tally.cost, status=tally.status,
+            updated_at=tally.updated_at,
+        )  # fmt: skip
+        entry.current = current
+    return current
