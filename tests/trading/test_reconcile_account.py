@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
@@ -99,6 +100,17 @@ async def test_a_balance_that_nothing_explains(world: World) -> None:
         (EntryKind.CORRECTION, "USDT", Decimal("-0.12345678")),
     }
     assert (await reconcile(world, apply=True)).corrections == {}
+
+
+async def test_two_that_correct_at_once_correct_once(world: World) -> None:
+    await sync(world, markets=[SHIB])
+    reports = await asyncio.gather(*(reconcile(world, apply=True) for _ in range(4)))
+    assert sum(bool(report.corrections) for report in reports) >= 1
+    rows = await world.store.ledger.entries(world.account)
+    assert sorted((row.entry.asset, row.entry.amount) for row in rows) == [
+        ("BNB", Decimal(5)), ("SHIB", Decimal(10**9)), ("USDT", Decimal(10**9)),
+    ]  # fmt: skip
+    assert (await reconcile(world)).comparison.agrees
 
 
 async def test_what_the_exchange_never_had_stays_and_is_told(world: World) -> None:

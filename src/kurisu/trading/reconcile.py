@@ -17,6 +17,7 @@ from decimal import Decimal
 from kurisu.domain.balance import Entry, EntryKind
 from kurisu.domain.execution import Execution
 from kurisu.domain.order import Order
+from kurisu.errors import LedgerRuleBroken
 from kurisu.exchange.private_pages import execution_windows, order_windows, reach
 from kurisu.exchange.private_port import PrivateExchange, ReportedOrder
 from kurisu.ledger.reconcile import (
@@ -201,20 +202,26 @@ async def _apply(
             await intake.executions(one.executions)
             report.applied[str(one.market)] = intake.taken
     # After the fills, which move balances themselves.
-    report.corrections = corrections(await _ledger_totals(store, account), totals)
+    before = max((row.id for row in await store.ledger.entries(account)), default=0)
+    moves = corrections(await _ledger_totals(store, account), totals)
     entries = [
         Entry(
             EntryKind.CORRECTION,
             asset,
             amount,
             report.until,
-            reference=f"reconcile {report.until.isoformat()}",
+            # Two that correct at once have seen the same last entry, and so have one name.
+            reference=f"reconcile after {before}",
             note="the exchange's total at that time",
         )
-        for asset, amount in report.corrections.items()
+        for asset, amount in moves.items()
     ]
-    if entries:
+    try:
         await store.ledger.enter(account, entries)
+    except LedgerRuleBroken:
+        # Somebody else has just corrected them; what is left shows in the comparison.
+        return
+    report.corrections = moves
 
 
 @contextlib.contextmanager
