@@ -58,6 +58,10 @@ class CandleFollower:
             return to_ms(self.frame.open_time(from_ms(self.whole_until - 1)))
         return self.whole_until - REFETCHED_CANDLES * self.frame.seconds * 1000
 
+    def connected(self, _now_s: float) -> None:
+        """The connection stands: what it has missed is asked for."""
+        self.check_at = 0
+
     def lost(self) -> None:
         """The connection is lost: what was seen of the open candle may not be all of it."""
         self._current = None

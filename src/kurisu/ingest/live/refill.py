@@ -25,6 +25,8 @@ from kurisu.store.trades import TradeBatch
 
 #: A market without trades for so long is asked for: nobody trades, or the stream has died.
 SILENCE_S: Final = 60.0
+#: So long after a connection was made REST is asked, if no trade has shown from where on.
+FIRST_TRADE_S: Final = 0.5
 #: Trades that REST has and the stream has not after so long will not come any more.
 LATE_MS: Final = 10_000
 #: Holes of fewer bars in all are nobody's outage.
@@ -128,9 +130,12 @@ class Refiller:
             turn.is_running = False
 
     def _needs(self, follower: TradeFollower, turn: _Turn, now_s: float) -> bool:
-        return (
-            follower.missing is not None or now_s - max(follower.heard_s, turn.asked_s) >= SILENCE_S
-        )
+        if follower.missing is not None:
+            return True
+        if follower.connected_s is not None and turn.run != follower.run:
+            # What was missed, although nobody trades just now.
+            return now_s - follower.connected_s >= FIRST_TRADE_S
+        return now_s - max(follower.heard_s, turn.asked_s) >= SILENCE_S
 
     async def _read_trades(self, follower: TradeFollower, turn: _Turn) -> None:
         """From what is whole to beyond the first trade of the run; or, if the stream has been

@@ -39,6 +39,7 @@ from kurisu.ingest.live.events import Say, StreamEvent
 from kurisu.ingest.live.refill import Refiller
 from kurisu.ingest.live.trades import TradeFollower
 from kurisu.ingest.live.writer import SOURCE, Writer
+from kurisu.ingest.trade_backfill import steadily
 from kurisu.store.coverage import Stretch
 from kurisu.store.markets import Market
 from kurisu.store.store import Store
@@ -121,10 +122,26 @@ async def stream(
             exchange = await stack.enter_async_context(
                 open_exchange(store.config, request.exchange, streams=True)
             )
-            feed = Feed(store, exchange, options, frame, writer, say, policy or RetryPolicy())
-            await feed.prepare(request.symbols)
-            feeds.append(feed)
+            prepared = partial(
+                _prepared, store, exchange, options, frame, writer, say, policy, request.symbols
+            )
+            feeds.append(await steadily(prepared))
         await _run(feeds, writer, options, tell)
+
+
+async def _prepared(
+    store: Store,
+    exchange: CcxtExchange,
+    options: StreamOptions,
+    frame: Timeframe,
+    writer: Writer,
+    say: Say,
+    policy: RetryPolicy | None,
+    symbols: Sequence[str],
+) -> Feed:
+    feed = Feed(store, exchange, options, frame, writer, say, policy or RetryPolicy())
+    await feed.prepare(symbols)
+    return feed
 
 
 async def _run(
@@ -307,7 +324,6 @@ class Feed:
                 market, usual, venue.trade_ids_gapless and space is not IdSpace.DERIVED,
                 to_ms(at), space,
             )  # fmt: skip
-            self._writer.follow(follower)
             self._refiller.follow(follower)
             self._add("trades", market, follower)
 
@@ -378,6 +394,8 @@ class Feed:
 
     def start(self, tasks: asyncio.TaskGroup) -> None:
         """Run everything in `tasks`."""
+        for follower in self._refiller.trades:
+            self._writer.follow(follower)
         for group in self._groups:
             tasks.create_task(self._read(group))
         for _ in range(REFILLERS):
@@ -423,6 +441,8 @@ class Feed:
             async for batch in batches:
                 if not group.is_connected:
                     group.is_connected = True
+                    for follower in group.followers.values():
+                        follower.connected(time.monotonic())
                     self._tell(
                         "connected", f"{group.what} of {_names(symbols)}",
                         what=group.what, markets=len(symbols),

@@ -33,6 +33,7 @@ class TradeFollower:
     whole_until: everything before it is stored, from where the market was begun on.
     first: time of the first trade of this run; None before it. joined: REST has been read beyond
         it. run: counts the runs. stored: newest time of this run that is stored.
+    heard_s: when the stream brought something last. connected_s: since when the connection stands.
     claims: stretches that are whole by the stream, and not stated yet.
     """
 
@@ -47,6 +48,7 @@ class TradeFollower:
     stored: int | None = None
     newest: int | None = None
     heard_s: float = 0.0
+    connected_s: float | None = None
     claims: list[tuple[int, int]] = field(default_factory=list)
     _last_id: int | None = None
     _held: list[TradeRow] = field(default_factory=list)
@@ -63,8 +65,16 @@ class TradeFollower:
             return None
         return self.whole_until, self.first + 1
 
+    def connected(self, now_s: float) -> None:
+        """The connection stands; now_s: a steady clock."""
+        self.connected_s = now_s
+
     def lost(self) -> None:
         """The connection is lost: the run is over."""
+        self.connected_s = None
+        self._break()
+
+    def _break(self) -> None:
         self.run += 1
         self.first = self.stored = self.newest = self._last_id = None
         self.joined = False
@@ -107,7 +117,7 @@ class TradeFollower:
             if self._last_id is not None and at <= self._last_id:
                 continue
             if self._last_id is not None and at != self._last_id + 1:
-                self.lost()
+                self._break()
             if self.first is None:
                 self._begin(row.time_ms)
             self._last_id = at
