@@ -24,13 +24,9 @@ MAX_REASON_CHARS: Final = 500
 
 @dataclass(frozen=True, slots=True, order=True)
 class TradeStretch(Stretch):
-    """A stretch of trades. reason: why it failed; None where it did not."""
+    """A stretch of trades, in whole milliseconds. Two of different reasons are not equal."""
 
     reason: str | None = None
-
-    @property
-    def kind(self) -> tuple[str | None, ...]:
-        return self.status, self.source, self.reason
 
 
 # Stretches that touch or overlap a range. Parameters: market_id, since, until.
