@@ -626,8 +626,12 @@ async def active_markets(
     type: str | None = None,  # noqa: A002
 ) -> list[Market]:
     """Every market that is traded now, by symbol; new ones are stored with their rules."""
-    return [
-        await store.markets.add(one)
-        for one in await exchange.load_markets()
-        if one.active and quote in (None, one.name.quote) and type in (None, one.type)
-    ]
+    known = {one.symbol: one for one in await store.markets.list(exchange.name)}
+    found = []
+    for listing in await exchange.load_markets():
+        if listing.active and quote in (None, listing.name.quote) and type in (None, listing.type):
+            market = known.get(listing.symbol)
+            if market is None or market.exchange_symbol is None:
+                market = await store.markets.add(listing)
+            found.append(market)
+    return found
