@@ -129,8 +129,9 @@ async def _compare(
 ) -> None:
     found = await store.candles.coverage(market, frame, *span)
     known = [one for one in found if one.status in ("complete", "empty")]
+    stored = [one for one in known if one.status == "complete"]
     limit = exchange.venue.candle_limit or CAUTIOUS_LIMIT
-    for since, until in windows(known, frame, sample, limit, chance):
+    for since, until in windows(stored, frame, sample, limit, chance):
         try:
             async for page in candle_pages(
                 exchange, market.symbol, frame, since, until,
@@ -196,8 +197,8 @@ def _number(value: Any) -> Decimal | str | None:
 def windows(
     known: Sequence[Stretch], frame: Timeframe, sample: int, limit: int, chance: random.Random
 ) -> list[tuple[datetime, datetime]]:
-    """Where to look: about `sample` bars of `known`, in windows of at most `limit` bars, at random;
-    everything if there are not more."""
+    """Where to look: windows of at most `limit` bars, `sample` in all, from bars of `known` on, at
+    random; everything if there are not more."""
     total = sum(frame.count(one.since, one.until) for one in known)
     if not total:
         return []
