@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -141,6 +142,23 @@ async def test_what_ccxt_would_change_is_not_sent() -> None:
             with pytest.raises(OrderRejected, match=f"{named} as it is; it was not sent"):
                 await account.create_order(order)
         assert not sent
+
+
+async def test_an_order_that_waited_too_long_for_its_turn_is_not_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Somebody may have taken it for absent by then."""
+    monkeypatch.setattr("kurisu.exchange.private.QUEUED_S", 0.01)
+    async with account_at("binance") as (account, sent):
+        account._client.throttle = slowly
+        order = NewOrder(SPOT, "mine", Side.BUY, OrderType.LIMIT, AMOUNT, PRICE)
+        with pytest.raises(OrderRejected, match="waited for its turn"):
+            await account.create_order(order)
+        assert not sent
+
+
+async def slowly(cost: object = None) -> None:
+    await asyncio.sleep(0.05)
 
 
 @pytest.mark.parametrize("venue", SENDING)

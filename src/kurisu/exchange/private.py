@@ -13,6 +13,7 @@ the amount and the prices, digit for digit.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -47,7 +48,13 @@ from kurisu.exchange.private_port import (
     Unreadable,
 )
 from kurisu.exchange.private_rows import read_balance, read_order, transfer_entries
-from kurisu.exchange.private_sending import Outgoing, check_request, failure_of, outgoing_now
+from kurisu.exchange.private_sending import (
+    QUEUED_S,
+    Outgoing,
+    check_request,
+    failure_of,
+    outgoing_now,
+)
 from kurisu.exchange.private_venues import (
     CAUTIOUS_LIMIT,
     Cursor,
@@ -62,6 +69,8 @@ T = TypeVar("T")
 #: Kraken's words, and Binance's for one that was canceled without a fill 90 days ago.
 _UNKNOWN_ORDER: Final = re.compile(r"EOrder:(Unknown|Invalid) order\b|has been archived")
 
+#: How long after it took an order a venue may still say that it does not know it.
+_VENUE_DELAY_S: Final = 10.0
 #: Under which venues name a record's market.
 _MARKET_KEYS: Final = ("symbol", "instId", "currency_pair", "contract", "product_id")
 #: Of one request for deposits or withdrawals: what Binance takes, and more than most have.
@@ -229,7 +238,8 @@ class CcxtAccount:
                 params,
             )
 
-        answer = await self._once(send, Outgoing(order.client_order_id, given))
+        deadline_s = time.monotonic() + QUEUED_S
+        answer = await self._once(send, Outgoing(order.client_order_id, given, deadline_s))
         answer = {**answer, "clientOrderId": answer.get("clientOrderId") or order.client_order_id}
         try:
             return self._order(answer)
@@ -594,8 +604,11 @@ class CcxtAccount:
         spot = (self._client.features or {}).get("spot") or {}
         trades = spot.get("fetchMyTrades") or {}
         orders = spot.get("fetchOrders") or spot.get("fetchClosedOrders") or {}
+        # Written, waiting for its turn, on its way, and then the venue's own delay.
+        slowest_s = 2 * QUEUED_S + self.exchange.settings.timeout_s + _VENUE_DELAY_S
         return replace(
             venue,
+            absent_after=max(venue.absent_after, timedelta(seconds=slowest_s)),
             trade_window_ms=venue.trade_window_ms or _days_ms(trades.get("untilDays")),
             trade_limit=venue.trade_limit or trades.get("limit") or CAUTIOUS_LIMIT,
             order_window_ms=venue.order_window_ms or _days_ms(orders.get("untilDays")),

@@ -8,6 +8,7 @@ digit is not sent. After it has left, a failure is sure or it is not.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Collection, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -26,16 +27,23 @@ from kurisu.errors import (
 from kurisu.exchange.exact import reply_of
 from kurisu.exchange.translate import translate
 
+#: How long an order may wait for the rate limit. Whoever looks for an order of unknown fate takes
+#: it for absent after a while, and relies on it that it is not sent after that.
+QUEUED_S: Final = 5.0
 #: HTTP statuses that mean: refused before anything was done with it.
 _NOT_DONE: Final = frozenset({401, 403, 404, 405, 418, 422, 429, 451})
 
 
 @dataclass(slots=True)
 class Outgoing:
-    """What the request that is about to be made has to carry, and whether it was sent."""
+    """What the request that is about to be made has to carry, and whether it was sent.
+
+    deadline_s: by the monotonic clock; from then on it is not sent any more. None for none.
+    """
 
     client_order_id: str
     numbers: Mapping[str, Decimal] = field(default_factory=dict)
+    deadline_s: float | None = None
     is_sent: bool = False
 
 
@@ -73,7 +81,14 @@ def failure_of(
 
 
 def check_request(exchange: str, outgoing: Outgoing, url: str, body: Any) -> None:
-    """Raises OrderRejected unless the request has our id and every number, digit for digit."""
+    """Raises OrderRejected unless the request has our id and every number, digit for digit, and
+    is not too late."""
+    if outgoing.deadline_s is not None and time.monotonic() > outgoing.deadline_s:
+        raise OrderRejected(
+            exchange,
+            f"order {outgoing.client_order_id} waited for its turn for longer than {QUEUED_S:g} s; "
+            "it was not sent",
+        )
     leaves = list(_leaves(url, body))
     wanted = outgoing.client_order_id
     if not any(wanted in leaf for leaf in leaves):
