@@ -17,7 +17,7 @@ def test_an_account_is_added_and_listed(kurisu_program: Program) -> None:
         "--secret-env", "KEPT_SECRET", "--json", KEPT_KEY="set",
     )  # fmt: skip
     assert added.json == {
-        "account": "binance:kept", "exchange": "binance", "name": "kept",
+        "account": "binance:kept", "exchange": "binance", "name": "kept", "paper": False,
         "credentials": {"apiKey": "KEPT_KEY", "secret": "KEPT_SECRET"},
         "missing": ["KEPT_SECRET"],
     }  # fmt: skip
@@ -38,6 +38,16 @@ def test_other_credentials_by_their_names(kurisu_program: Program) -> None:
         "KC_SECRET", "--env", "password=KC_PASS", "--json",
     )  # fmt: skip
     assert added.json["credentials"]["password"] == "KC_PASS"
+
+
+def test_a_paper_account(kurisu_program: Program) -> None:
+    added = kurisu_program("account", "add", "toy", "--exchange", "binance", "--paper", "--json")
+    assert (added.json["paper"], added.json["credentials"]) == (True, {})
+    assert "none, it is a paper account" in kurisu_program("account", "list").out
+    refused = kurisu_program("ledger", "sync", "toy", code=1)
+    assert "nothing at binance to read" in refused.err
+    both = ("account", "add", "x", "--exchange", "binance", "--paper", "--key-env", "A_KEY")
+    assert "a paper account has no credentials" in kurisu_program(*both, code=2).err
 
 
 @pytest.mark.parametrize(

@@ -45,13 +45,17 @@ async def add(
             show_default=False,
         ),
     ] = None,
+    paper: Annotated[
+        bool, typer.Option("--paper", help="A paper account: simulated, without credentials.")
+    ] = False,
 ) -> None:
     """Add an account. Only the names of environment variables are stored, never a credential.
 
     The variables are read, and have to be set, when the account is used. Give the key no right to
-    withdraw; reading needs no right to trade either.
+    withdraw; reading needs no right to trade either. A paper account trades by the markets of its
+    exchange, and at none.
     """
-    from kurisu.trading.accounts import check_credentials
+    from kurisu.trading.accounts import PAPER, check_credentials
 
     given = {"apiKey": key_env, "secret": secret_env, "password": password_env}
     credentials = {option: variable for option, variable in given.items() if variable is not None}
@@ -61,9 +65,12 @@ async def add(
             # What was given is not repeated: it may be the credential itself.
             raise InvalidArgument("--env has to be OPTION=VARIABLE, e.g. uid=MY_UID")
         credentials[option] = variable
+    if paper and credentials:
+        raise InvalidArgument("a paper account has no credentials: leave out --paper or the rest")
     async with session.open() as store:
-        check_credentials(store.config, exchange, credentials)
-        account = await store.accounts.add(exchange, name, credentials)
+        check_credentials(store.config, exchange, credentials, is_paper=paper)
+        meta = {PAPER: True} if paper else {}
+        account = await store.accounts.add(exchange, name, credentials, meta)
     session.result(_as_dict(account), lambda: _added(account))
 
 
@@ -85,12 +92,13 @@ async def list_(
 
 
 def _as_dict(account: Account) -> dict[str, Any]:
-    from kurisu.trading.accounts import missing_variables
+    from kurisu.trading.accounts import PAPER, missing_variables
 
     return {
         "account": str(account),
         "exchange": account.exchange,
         "name": account.name,
+        "paper": bool(account.meta.get(PAPER)),
         "credentials": dict(account.credentials),
         "missing": missing_variables(account),
     }
@@ -109,5 +117,7 @@ def _table(accounts: list[Account]) -> str:
     for account in accounts:
         found = _as_dict(account)
         variables = ", ".join(f"{o}={v}" for o, v in found["credentials"].items())
+        if found["paper"]:
+            variables = "none, it is a paper account"
         rows.append((found["account"], variables, ", ".join(found["missing"])))
     return table(("account", "credentials", "not set"), rows)

@@ -19,6 +19,8 @@ from kurisu.exchange.private import CcxtAccount, open_account, required_credenti
 from kurisu.exchange.settings import SECRETS, ExchangeSettings
 from kurisu.store.accounts import Account
 
+#: The key of `Account.meta` that tells a paper account.
+PAPER: Final = "paper"
 #: The options of `kurisu account add` by CCXT's names.
 _OPTIONS: Final = {
     "apiKey": "--key-env VARIABLE",
@@ -32,7 +34,9 @@ def missing_variables(account: Account) -> list[str]:
     return [variable for variable in account.credentials.values() if not os.environ.get(variable)]
 
 
-def check_credentials(config: Config, exchange: str, credentials: Mapping[str, str]) -> None:
+def check_credentials(
+    config: Config, exchange: str, credentials: Mapping[str, str], *, is_paper: bool = False
+) -> None:
     """Whether CCXT knows the exchange, and all that it asks for is named.
 
     Raises NotOffered, ConfigError, InvalidArgument; repeats no name of a variable, which may be a
@@ -45,6 +49,8 @@ def check_credentials(config: Config, exchange: str, credentials: Mapping[str, s
         )
     settings = settings_of(config, exchange)
     needed = required_credentials(replace(settings, env={}))
+    if is_paper:
+        return
     missing = sorted(needed - set(credentials) - set(settings.env))
     if missing:
         options = ", ".join(_OPTIONS.get(name, f"--env {name}=VARIABLE") for name in missing)
@@ -56,6 +62,11 @@ def account_settings(config: Config, account: Account) -> ExchangeSettings:
 
     Raises ConfigError if one is not set; it names the variable.
     """
+    if account.meta.get(PAPER):
+        raise ConfigError(
+            f"account {account} is a paper account: there is nothing at {account.exchange} to read "
+            "or to compare with."
+        )
     missing = missing_variables(account)
     if missing:
         are = "are" if len(missing) > 1 else "is"
