@@ -27,7 +27,7 @@ from rows import fetch, session, value
 
 from kurisu.domain.execution import Execution, Side, TakerOrMaker
 from kurisu.domain.order import Order
-from kurisu.errors import LedgerRuleBroken, NotFound
+from kurisu.errors import DatabaseError, LedgerRuleBroken, NotFound
 from kurisu.ledger.balance import book_totals, position_and_postings
 from kurisu.ledger.execution import unmarked_trade_id
 from kurisu.ledger.intake import Flag, Intake, Outcome
@@ -464,6 +464,29 @@ async def test_somebody_with_psql_is_seen(
         await connection.execute("UPDATE orders SET client_order_id = client_order_id")
     (outcome,) = await tell(store.ledger, account, market, fill("9", "0.1"))
     assert Flag.NOTHING_NEW in outcome.flags
+    await invariants_hold(store)
+
+
+@pytest.mark.parametrize("many", [False, True])
+async def test_a_lost_connection_is_an_error_once(
+    store: Store, account: Account, market: Market, url: str, many: bool
+) -> None:
+    """And whoever says it again, as after any error, finds the one right state."""
+    await tell(store.ledger, account, market, placed(), said("open", 1), fill("7", "0.4"))
+    async with session(url) as connection:
+        await connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+    second = fill("8", "0.6")
+    with pytest.raises(DatabaseError):
+        if many:
+            await store.ledger.apply_many(account, [second], market=market)
+        else:
+            await store.ledger.apply(account, second, market=market)
+    (outcome,) = await tell(store.ledger, account, market, second)
+    assert outcome.order
+    assert (outcome.order.status, outcome.order.filled) == ("closed", Decimal(1))
     await invariants_hold(store)
 
 
