@@ -22,7 +22,7 @@ from exchange_server.world import BARS, NOW_MS, START_MS, Opener
 from rows import coverage, fetch
 
 from kurisu.domain.timeframe import TIMEFRAMES
-from kurisu.errors import InvalidArgument, NotOffered, RetentionConflict
+from kurisu.errors import InvalidArgument, NotOffered, RetentionConflict, WriteRefused
 from kurisu.exchange.calls import RetryPolicy
 from kurisu.exchange.clock import from_ms
 from kurisu.ingest.backfill import Backfill, BackfillReport
@@ -493,3 +493,18 @@ async def test_a_witness_that_was_not_listed_yet_is_not_asked_minute_by_minute(
     asked = [r.query for r in server.asked("klines") if r.query["symbol"] == "BTCUSDT"]
     assert {query["interval"] for query in asked} == {"1d"}
     assert len(asked) <= 4
+
+
+async def test_a_write_that_is_refused_ends_it_with_its_reason(
+    store: Store, server: ExchangeServer, opened: Opener
+) -> None:
+    """Not with a hole that nobody speaks of."""
+    await fetch(
+        store, "ALTER TABLE ohlcv ADD CONSTRAINT nothing_after CHECK (time < '2021-11-02 20:00Z')"
+    )
+    add_market(server, "BTC", BARS)
+    with pytest.raises(WriteRefused, match="nothing_after"):
+        await backfill(store, opened, ["SHIB/USDT", "BTC/USDT"])
+    await fetch(store, "ALTER TABLE ohlcv DROP CONSTRAINT nothing_after")
+    assert (await backfill(store, opened, ["SHIB/USDT", "BTC/USDT"])).is_done
+    assert await stored(store, "SHIB/USDT") == closed(BARS)

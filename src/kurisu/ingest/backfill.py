@@ -317,8 +317,9 @@ class Backfill:
                     writer.cancel()
                 await asyncio.wait(writers)
                 raise
-            for writer in writers:
-                writer.result()
+            errors = [writer.exception() for writer in writers if not writer.cancelled()]
+            for error in filter(None, errors):
+                raise error
 
     # -- which piece next ---------------------------------------------------------------------
 
