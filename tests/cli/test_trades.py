@@ -242,3 +242,19 @@ def test_a_killed_backfill_goes_on_where_it_was(
     # What was known was not asked for again.
     assert one["requested_seconds"] < (server.clock.now_ms() - START_MS) / 1_000 - 60
     assert stored(kurisu_program, f"{exchange}:SHIB/USDT") == truth(ticks)
+
+
+def test_a_reader_that_goes_away_is_no_error(kurisu_program: Program, tmp_path: Path) -> None:
+    path = tmp_path / "many.csv"
+    lines = [f"{n},1.5,2,3,{1_729_987_202_368 + n},true\n" for n in range(5_000)]
+    path.write_text(ROWS.splitlines(keepends=True)[0] + "".join(lines))
+    market = f"binance:T{next(_names)}/USDT"
+    kurisu_program("trades", "import", path, "--market", market)
+    # More than a pipe holds.
+    with kurisu_program.start("trades", "export", market) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline().startswith(b"time,")
+        running.stdout.close()
+        assert running.stderr is not None
+        assert running.stderr.read() == b""
+        assert running.wait(30) == 141

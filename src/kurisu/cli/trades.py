@@ -145,9 +145,11 @@ async def export(
         async with session.open() as store:
             found = await find_market(store, _name(name, market))
             with session.working(f"writing trades of {found}"):
-                async for trades in store.trades.iterate(found, first, end):
-                    write(trades)
-                    count += len(trades)
+                # Closed at once when nobody reads any more, and not when it is forgotten.
+                async with contextlib.aclosing(store.trades.iterate(found, first, end)) as tables:
+                    async for trades in tables:
+                        write(trades)
+                        count += len(trades)
     if not count:
         session.note(f"No trades of {found}{_in_range(first, end)}.")
     if output is not None:

@@ -9,6 +9,7 @@ stored candle that has any of them, and is not stored.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -229,13 +230,14 @@ async def _by_minutes(
 ) -> AsyncIterator[pa.Table]:
     """Trades in tables of bounded size that do not divide a minute."""
     held: pa.Table | None = None
-    async for found in store.trades.iterate(market, since, until):
-        table = found.table if held is None else pa.concat_tables([held, found.table])
-        times = times_us(table.column("time"))
-        cut = int(np.searchsorted(times, times[-1] - times[-1] % _MINUTE_US))
-        if cut:
-            yield table.slice(0, cut).combine_chunks()
-        held = table.slice(cut)
+    async with aclosing(store.trades.iterate(market, since, until)) as tables:
+        async for found in tables:
+            table = found.table if held is None else pa.concat_tables([held, found.table])
+            times = times_us(table.column("time"))
+            cut = int(np.searchsorted(times, times[-1] - times[-1] % _MINUTE_US))
+            if cut:
+                yield table.slice(0, cut).combine_chunks()
+            held = table.slice(cut)
     if held is not None and held.num_rows:
         yield held.combine_chunks()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -104,7 +104,7 @@ async def read(
 
 async def tables(
     connection: AsyncConnection, market_id: int, since: datetime | None, until: datetime | None
-) -> AsyncIterator[pa.Table]:
+) -> AsyncGenerator[pa.Table, None]:
     """As `read`, some TABLE_ROWS at a time; a millisecond is never divided."""
     at, end = since or EARLIEST, until or LATEST
     while at < end:

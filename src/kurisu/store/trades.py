@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
@@ -218,16 +218,19 @@ class Trades:
 
     async def iterate(
         self, market: Market, since: datetime | None = None, until: datetime | None = None
-    ) -> AsyncIterator[TradeTable]:
+    ) -> AsyncGenerator[TradeTable, None]:
         """As `read`, in tables of about TABLE_ROWS trades, so that any range fits in memory.
 
-        A millisecond is never divided. All tables are of one snapshot of the database.
+        A millisecond is never divided. All tables are of one snapshot of the database, whose
+        connection is held until the end: whoever stops earlier uses `contextlib.aclosing`.
         """
         async with trade_read.snapshot(self._store.database) as connection:
-            async for table in trade_read.tables(
+            tables = trade_read.tables(
                 connection, market.id, aware(since, "since"), aware(until, "until")
-            ):
-                yield TradeTable(table)
+            )
+            async with contextlib.aclosing(tables):
+                async for table in tables:
+                    yield TradeTable(table)
 
     async def latest(
         self, market: Market, count: int = 1, *, until: datetime | None = None
