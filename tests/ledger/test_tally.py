@@ -21,8 +21,9 @@ from ledger.histories import (
 )
 
 from kurisu.domain.execution import Execution
+from kurisu.domain.order import OrderUpdate
 from kurisu.domain.position import MarketTerms
-from kurisu.ledger.intake import Flag, Intake
+from kurisu.ledger.intake import Flag, Intake, flags_of
 from kurisu.ledger.tally import Tally, Verdict
 
 
@@ -37,11 +38,21 @@ def tally_of(intake: Intake, exchange_order_id: str, terms: MarketTerms = SPOT) 
 
 @given(histories(), st.randoms(use_true_random=False))
 def test_what_it_takes_is_what_the_intake_makes_of_it(history: History, random: object) -> None:
-    messages = list(history.messages)
+    messages = [*history.messages, *history.messages]
     random.shuffle(messages)  # type: ignore[attr-defined]
     intake = Intake(SPOT)
     for message in messages:
         known = intake.record(message.exchange_order_id or "")
+        if isinstance(message, OrderUpdate) and known is not None and known.placed is not None:
+            tally = tally_of(intake, message.exchange_order_id or "")
+            is_known, before = tally.knows(message), tally.order
+            outcome = intake.update(message)
+            assert is_known is (Flag.NOTHING_NEW in outcome.flags)
+            if is_known:
+                assert outcome.order == before
+                assert outcome.flags == flags_of(message, before) | {Flag.NOTHING_NEW}
+                assert outcome.conditions == tally.conditions
+            continue
         if not isinstance(message, Execution) or known is None or known.placed is None:
             feed(intake, message)
             continue

@@ -151,12 +151,8 @@ class Intake:
             client_order_id=update.client_order_id, exchange_order_id=update.exchange_order_id
         )
         outcome = self._join(join_update(empty, update))
-        before, flags = outcome.before, set(outcome.flags)
-        if before and update.time is not None and update.time < before.updated_at:
-            flags.add(Flag.OLDER)
-        if before and before.status.is_terminal and update.status is OrderStatus.OPEN:
-            flags.add(Flag.REOPEN_IGNORED)
-        return replace(outcome, flags=frozenset(flags))
+        flags = outcome.flags | flags_of(update, outcome.before)
+        return replace(outcome, flags=flags)
 
     def execute(self, execution: Execution) -> Outcome:
         """A fill that an exchange reported."""
@@ -366,6 +362,16 @@ class Intake:
             raise LedgerRuleBroken(
                 "intake_has_one_market", f"{symbol} is not {self.terms.name.symbol}"
             )
+
+
+def flags_of(update: OrderUpdate, before: Order | None) -> frozenset[Flag]:
+    """What is to be said of an update, by the order as it was."""
+    flags = set()
+    if before and update.time is not None and update.time < before.updated_at:
+        flags.add(Flag.OLDER)
+    if before and before.status.is_terminal and update.status is OrderStatus.OPEN:
+        flags.add(Flag.REOPEN_IGNORED)
+    return frozenset(flags)
 
 
 def _contradict(one: OrderRecord, other: OrderRecord) -> bool:

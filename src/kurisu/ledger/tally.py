@@ -14,12 +14,12 @@ from typing import Final
 
 from kurisu.domain.execution import Execution
 from kurisu.domain.money import EXACT
-from kurisu.domain.order import Order, OrderStatus
+from kurisu.domain.order import Order, OrderStatus, OrderUpdate
 from kurisu.domain.position import MarketTerms, Settlement
 from kurisu.ledger.events import EventType, RiskEvent
 from kurisu.ledger.execution import COST_TOLERANCE, computed_cost
 from kurisu.ledger.findings import conditions_of, fills_missing
-from kurisu.ledger.order import OrderRecord
+from kurisu.ledger.order import OrderRecord, Said
 
 _CLOSED: Final = frozenset({OrderStatus.CLOSED})
 _add: Final = EXACT.add
@@ -46,6 +46,7 @@ class Tally:
         "_is_ended",
         "_limit",
         "_reported",
+        "_said",
         "_spot",
         "_terms",
         "_trades",
@@ -58,6 +59,7 @@ class Tally:
 
     def __init__(self, record: OrderRecord, order: Order, terms: MarketTerms) -> None:
         said = record.said
+        self._said = said
         self._terms = terms
         self._spot = terms.settlement is Settlement.SPOT
         self.order = order
@@ -126,6 +128,13 @@ class Tally:
         ):
             return Verdict.OTHER
         return Verdict.PLAIN
+
+    def knows(self, update: OrderUpdate) -> bool:
+        """True if `update`, which is of this order, says nothing that is not there."""
+        ours = self.order.client_order_id
+        if ours is not None and update.client_order_id not in {None, ours}:
+            return False
+        return self._said.join(Said.of(update)) == self._said
 
     def count(self, execution: Execution) -> Decimal:
         """Count a plain execution; returns its cost in quote units."""

@@ -133,6 +133,9 @@ def translated(where: str) -> Iterator[None]:
         raise _translation(cause, where) from error
     except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         raise _translation(error, where) from error
+    except asyncpg.InternalClientError as error:
+        # What asyncpg says if the server ends the connection while a statement is on its way.
+        raise DatabaseError(f"the connection to {where} broke: {_says(error)}") from error
     except (ConnectionError, TimeoutError, OSError) as error:
         reason = _says(error) or type(error).__name__
         raise DatabaseError(

@@ -27,7 +27,7 @@ from kurisu.domain.position import MarketTerms
 from kurisu.errors import InvalidArgument, LedgerRuleBroken, NotFound
 from kurisu.ledger.arithmetic import subtract
 from kurisu.ledger.events import RiskEvent
-from kurisu.ledger.intake import Flag, Outcome
+from kurisu.ledger.intake import Flag, Outcome, flags_of
 from kurisu.ledger.tally import Verdict
 from kurisu.store import ledger_conditions, ledger_entries, ledger_read, ledger_state
 from kurisu.store.accounts import Account
@@ -133,8 +133,10 @@ class Ledger:
         scope = await self._scope_of(account, message.symbol, market, run_id)
         if isinstance(message, Execution):
             outcome = await self._apply_plain(scope, message)
-            if outcome is not None:
-                return outcome
+        else:
+            outcome = await self._apply_known(scope, message)
+        if outcome is not None:
+            return outcome
         async with self._session() as raw:
             return (await take_in_and_tally(raw, scope, [message], self._tallies)).outcomes[0]
 
@@ -578,6 +580,16 @@ class Ledger:
         if broken is not None:
             await broken.invalidate()
             await broken.close()
+
+    async def _apply_known(self, scope: Scope, update: OrderUpdate) -> Outcome | None:
+        """The answer to an update that says nothing new, as most polls do; else None."""
+        async with self._lock:
+            entry = self._tallies.get(scope, update.exchange_order_id or "")
+            if entry is None or not entry.tally.knows(update):
+                return None
+            order = order_now(entry)
+        flags = flags_of(update, order) | {Flag.NOTHING_NEW}
+        return Outcome(order, order, conditions=entry.tally.conditions, flags=flags)
 
     async def _apply_plain(self, scope: Scope, execution: Execution) -> Outcome | None:
         """The short way for one fill; None if it is not plain, or the tally is not right."""

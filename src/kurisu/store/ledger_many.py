@@ -82,6 +82,8 @@ class Many:
         for message in messages:
             if isinstance(message, Execution):
                 fills.setdefault(message.exchange_order_id, []).append(message)
+            elif self._is_known(scope, message):
+                self.applied.unchanged += 1
             else:
                 others.append(message)
         said = {getattr(message, "exchange_order_id", None) for message in others}
@@ -111,6 +113,10 @@ class Many:
         if others:
             await self.land()
             await self._long_way(scope, others)
+
+    def _is_known(self, scope: Scope, update: OrderUpdate) -> bool:
+        entry = self._tallies.get(scope, update.exchange_order_id or "")
+        return entry is not None and entry.tally.knows(update)
 
     def _judged(
         self, scope: Scope, name: str, executions: list[Execution], batch: Batch
