@@ -33,7 +33,8 @@ from kurisu.exchange.ccxt_adapter import open_exchange
 from kurisu.exchange.settings import ExchangeSettings
 from kurisu.ingest.collector import quiet_collector
 from kurisu.ingest.live.events import StreamEvent
-from kurisu.ingest.live.stream import StreamOptions, StreamRequest, stream
+from kurisu.ingest.live.options import StreamOptions, StreamRequest
+from kurisu.ingest.live.stream import stream
 
 RATES: Final = (5_000, 10_000, 20_000)
 SECONDS: Final = 10.0

@@ -15,7 +15,7 @@ from kurisu.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from kurisu.ingest.live.events import StreamEvent
-    from kurisu.ingest.live.stream import StreamRequest
+    from kurisu.ingest.live.options import StreamRequest
 
 
 def add_to(app: typer.Typer) -> None:
@@ -66,7 +66,8 @@ def add_to(app: typer.Typer) -> None:
         --json, else on stderr.
         """
         from kurisu.ingest.collector import quiet_collector
-        from kurisu.ingest.live import stream as live
+        from kurisu.ingest.live import options as live
+        from kurisu.ingest.live.stream import stream as run_stream
 
         both = candles == trades
         options = live.StreamOptions(
@@ -90,7 +91,7 @@ def add_to(app: typer.Typer) -> None:
                 print(safe(_line(event)), file=sys.stderr, flush=True)
 
         async with session.open() as store:
-            await live.stream(store, requests, options, say)
+            await run_stream(store, requests, options, say)
 
 
 def parse(words: Sequence[str]) -> list[StreamRequest]:
@@ -99,7 +100,7 @@ def parse(words: Sequence[str]) -> list[StreamRequest]:
     Raises InvalidArgument.
     """
     from kurisu.domain.market import MarketName, check_exchange
-    from kurisu.ingest.live.stream import StreamRequest
+    from kurisu.ingest.live.options import StreamRequest
 
     found: list[StreamRequest] = []
     current: str | None = None

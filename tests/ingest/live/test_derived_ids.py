@@ -25,7 +25,8 @@ from kurisu.exchange.port import Batch, CandleUpdate, TradeRow
 from kurisu.exchange.settings import ExchangeSettings
 from kurisu.exchange.venues import TradePaging, Venue
 from kurisu.ingest.live.events import StreamEvent
-from kurisu.ingest.live.stream import StreamOptions, StreamRequest, stream
+from kurisu.ingest.live.options import StreamOptions, StreamRequest
+from kurisu.ingest.live.stream import stream
 from kurisu.store.store import Store
 
 PATIENCE_S = 20

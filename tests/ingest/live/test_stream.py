@@ -24,7 +24,8 @@ from kurisu.exchange.calls import RetryPolicy
 from kurisu.exchange.clock import from_ms, to_ms
 from kurisu.ingest.live import refill
 from kurisu.ingest.live.events import StreamEvent
-from kurisu.ingest.live.stream import StreamOptions, StreamRequest, stream
+from kurisu.ingest.live.options import StreamOptions, StreamRequest
+from kurisu.ingest.live.stream import stream
 from kurisu.store.markets import Market
 from kurisu.store.store import Store
 

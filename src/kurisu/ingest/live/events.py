@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, TypeAlias
 
 
@@ -37,3 +37,24 @@ class StreamEvent:
 
 
 Say: TypeAlias = Callable[[StreamEvent], None]
+
+
+def tell(
+    say: Say,
+    event: str,
+    text: str,
+    *,
+    exchange: str | None = None,
+    market: object = None,
+    **fields: Any,
+) -> None:
+    say(
+        StreamEvent(
+            event,
+            datetime.now(UTC),
+            text,
+            exchange,
+            None if market is None else str(market),
+            fields,
+        )
+    )
