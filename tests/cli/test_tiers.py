@@ -23,8 +23,12 @@ def program(environment: dict[str, str], tmp_path: Path, url: str) -> Program:
 
 def recorded(sample: Path) -> list[Candle]:
     """The sample's candles, read by hand."""
-    rows = [line.split(",") for line in sample.read_text().splitlines()[1:]]
-    return [Candle(datetime.fromisoformat(time), *map(Decimal, rest)) for time, *rest in rows]
+    found = []
+    for line in sample.read_text().splitlines()[1:]:
+        time, *rest = line.split(",")
+        opened, high, low, close, volume = map(Decimal, rest)
+        found.append(Candle(datetime.fromisoformat(time), opened, high, low, close, volume))
+    return found
 
 
 def test_from_a_file_to_bars_and_back(program: Program, sample: Path, tmp_path: Path) -> None:

@@ -70,7 +70,8 @@ def write(
 ) -> int:
     """Write what happened from `since` on; returns the number of lines below the header.
 
-    executions: from the beginning on, since what a fill realised depends on all before it. accounts: names by id.
+    executions: from the beginning on, since what a fill realised depends on all before it.
+    accounts: names by id.
     """
     lines = [line for line in _lines(executions, entries, terms) if not since or line.time >= since]
     writer = csv.writer(sink, lineterminator="\n")

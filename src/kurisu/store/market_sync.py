@@ -21,7 +21,7 @@ from kurisu.schema import Market as MarketRow
 
 #: Advisory lock of a transaction that synchronises markets, with a hash of the exchange's name:
 #: two at once would report each other's changes.
-SYNC_LOCK: Final = 1_264_939_594
+SYNC_LOCK: Final = 1_264_939_596
 
 #: Columns whose change is worth a line. `meta` has figures of the day on some exchanges.
 RULES: Final = (

@@ -36,7 +36,7 @@ DRAIN_LOOK_S: Final = 1.0
 #: Jobs put in one statement.
 BATCH: Final = 1_000
 #: Lock of a session that sets the queue up: two at once would fail each other.
-SETUP_LOCK: Final = 7_295_412_203
+SETUP_LOCK: Final = 7_295_412_204
 
 
 @dataclass(frozen=True, slots=True)
