@@ -34,7 +34,7 @@ from kurisu.store.store import Store
 from kurisu.store.trades import TradeBatch
 
 #: What has come is written so often, or when there are so many rows.
-FLUSH_S: Final = 0.1
+FLUSH_S: Final = 0.05
 FLUSH_ROWS: Final = 5_000
 #: Rows of one transaction at most, so that what waits after an outage is many short ones.
 MOST_ROWS: Final = 20_000
@@ -44,7 +44,7 @@ STATE_S: Final = 5.0
 FIRST_WAIT_S: Final = 0.2
 LONGEST_WAIT_S: Final = 5.0
 #: Rows are turned into tables in a thread if there are so many.
-THREAD_ROWS: Final = 2_000
+THREAD_ROWS: Final = 5_000
 #: Lags that are kept for the next status line.
 MOST_LAGS: Final = 100_000
 
