@@ -146,7 +146,10 @@ def test_db_status(kurisu_program: Program) -> None:
     assert "ohlcv_1h" in said
 
 
-def test_db_retention_and_maintain(kurisu_program: Program) -> None:
+@pytest.mark.parametrize("tier", ["plain"], indirect=True)
+def test_db_retention_and_maintain(environment: dict[str, str], tmp_path: Path, url: str) -> None:
+    # In a database of its own: what it sets would bind every test after it.
+    kurisu_program = Program(tmp_path, {**environment, "KURISU_DATABASE_URL": url})
     assert kurisu_program("db", "retention", "trades", "45", "days").out == (
         "retention of trades: 45 days\n"
     )
