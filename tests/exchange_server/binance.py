@@ -18,6 +18,8 @@ from exchange_server.venue import Answer, Venue
 from exchange_server.wire import Raw, dump
 
 WEIGHT_PER_MINUTE: Final = 6_000
+#: What a server without a limit announces.
+UNLIMITED: Final = 10**9
 HOUR_MS: Final = 3_600_000
 MAX_ROWS: Final = 1_000
 
@@ -178,7 +180,7 @@ class Binance(Venue):
             "timezone": "UTC", "serverTime": now + self.told_skew_ms,
             "rateLimits": [
                 {"rateLimitType": "REQUEST_WEIGHT", "interval": "MINUTE", "intervalNum": 1,
-                 "limit": self.meter.limit or WEIGHT_PER_MINUTE},
+                 "limit": self.meter.limit or UNLIMITED},
             ],
             "exchangeFilters": [], "symbols": symbols,
         }  # fmt: skip
