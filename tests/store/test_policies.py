@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import Any, Final
 
 import pytest
 from bars import DAY, START, as_table, minutes, native
-from rows import fetch, stored
+from engines import CONCURRENT_TIERS
+from rows import fetch, stored, value
 
 from kurisu.config import Config
 from kurisu.errors import ConfigError, InvalidArgument, RetentionConflict
@@ -411,3 +413,24 @@ async def test_moving_one_policy_leaves_the_other_jobs(store: Store, market: Mar
     after = await jobs(store)
     changed = {key for key in before if before[key] != after[key]}
     assert changed == {("ohlcv", "policy_retention")}
+
+
+@pytest.mark.parametrize("tier", CONCURRENT_TIERS, indirect=True)
+async def test_many_that_move_a_default_at_once_stand_in_line(store: Store, url: str) -> None:
+    """Locked row by row they would deadlock: each change turns round the order of the rows."""
+    markets = [await store.markets.ensure("binance", f"X{i}/USDT") for i in range(6)]
+    for year in (2022, 2018, 2014):
+        async with open_store(url) as other:
+            await asyncio.gather(
+                *(
+                    (store, other)[i % 2].candles.write(
+                        market, "1m", as_table(minutes(datetime(year - i % 3, 1, 1, tzinfo=UTC), 3))
+                    )
+                    for i, market in enumerate(markets)
+                )
+            )
+    oldest = datetime(2012, 1, 1, tzinfo=UTC)
+    policy = (await store.db.retention())["ohlcv"]
+    assert policy.cutoff is not None
+    assert policy.cutoff <= oldest
+    assert await value(store, "SELECT count(*) FROM ohlcv") == 3 * 3 * 6

@@ -113,8 +113,10 @@ def parse_duration(given: str) -> str | None:
     return f"{int(match[1])} {unit}{'' if int(match[1]) == 1 else 's'}"
 
 
-#: One at a time changes policies, from before it reads them.
-LOCK: Final = "SELECT FROM retention_policies FOR UPDATE"
+#: One at a time changes policies, from before it reads them. The table as a whole: rows would be
+#: locked in the order in which they lie, which each change turns round, and two would wait for each
+#: other. Readers are not stopped.
+LOCK: Final = "LOCK TABLE retention_policies IN SHARE ROW EXCLUSIVE MODE"
 
 
 async def read(connection: AsyncConnection) -> dict[str, Policy]:
