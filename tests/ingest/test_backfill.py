@@ -456,8 +456,12 @@ async def test_whatever_goes_wrong_on_the_way(
         at = 1_000 + 700 * number
         truth[f"{base}/USDT"] = without(made, down, (at, at + 40), (8_000 + number, 8_001 + number))
         add_market(server, base, truth[f"{base}/USDT"])
-    kinds = [fault for fault in Fault if fault not in (Fault.LOST, Fault.STATUS_AFTER)]
+    kinds = [f for f in Fault if f not in (Fault.LOST, Fault.STATUS_AFTER, Fault.EMPTY)]
     for _ in range(5):
+        # Three empty answers in a row are believed, so there are two at most.
+        server.faults.clear()
+        empty = chance.randint(1, 2)
+        server.faults.add(Rule(Fault.EMPTY, path="klines", times=empty, skip=chance.randint(0, 9)))
         for _ in range(6):
             fault = chance.choice(kinds)
             server.faults.add(
