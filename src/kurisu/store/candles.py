@@ -31,7 +31,7 @@ from kurisu.store import (
 )
 from kurisu.store.candle_table import CandleTable
 from kurisu.store.candle_write import WriteReport
-from kurisu.store.connect import reading, transaction
+from kurisu.store.connect import autocommit, transaction
 from kurisu.store.coverage import Stretch
 from kurisu.store.coverage_read import MISSING, Gap
 from kurisu.store.markets import Market
@@ -367,7 +367,7 @@ class Candles:
         """
         frame = timeframe_of(timeframe)
         until = self._bounded(frame, aware(until, "until"))
-        async with reading(self._store.database) as connection:
+        async with autocommit(self._store.database) as connection:
             return CandleTable(
                 await candle_read.read(
                     connection, self._store.engine, market.id, frame, aware(since, "since"), until
@@ -392,7 +392,7 @@ class Candles:
             raise InvalidArgument(f"count is {count}; it has to be at least 1")
         frame = timeframe_of(timeframe)
         names = {market.id: str(market) for market in markets}
-        async with reading(self._store.database) as connection:
+        async with autocommit(self._store.database) as connection:
             table = await candle_read.latest(
                 connection,
                 self._store.engine,
@@ -435,7 +435,7 @@ class Candles:
         self, markets: Sequence[Market], frame: Timeframe, since: datetime, until: datetime
     ) -> AsyncIterator[tuple[Market, Candle]]:
         tables = []
-        async with reading(self._store.database) as connection:
+        async with autocommit(self._store.database) as connection:
             for order, market in enumerate(markets):
                 table = await candle_read.read(
                     connection, self._store.engine, market.id, frame, since, until
@@ -454,7 +454,7 @@ class Candles:
     async def _extent(
         self, markets: Sequence[Market], frame: Timeframe
     ) -> tuple[datetime | None, datetime | None]:
-        async with reading(self._store.database) as connection:
+        async with autocommit(self._store.database) as connection:
             return await coverage_read.extent(connection, [m.id for m in markets], frame)
 
     async def gaps(
@@ -468,7 +468,7 @@ class Candles:
 
         Without bounds: between the first and the last stored candle.
         """
-        async with reading(self._store.database) as connection:
+        async with autocommit(self._store.database) as connection:
             return await coverage_read.gaps(
                 connection, market.id, timeframe_of(timeframe),
                 aware(since, "since"), aware(until, "until"),
@@ -483,7 +483,7 @@ class Candles:
         """Recompute every rollup from 1m and compare, digit for digit; all markets by default."""
         if markets is None:
             markets = await self._store.markets.list()
-        async with reading(self._store.database) as connection:
+        async with autocommit(self._store.database) as connection:
             return await verify(
                 connection, self._store.engine, markets,
                 aware(since, "since"), aware(until, "until"),

@@ -172,19 +172,12 @@ async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
 
 
 @contextlib.asynccontextmanager
-async def reading(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-    """A connection for reads, in which each statement is a transaction of its own.
-
-    READ COMMITTED gives every statement its own view of the data anyway; this saves the three
-    round trips of a transaction around them.
-    """
-    async with autocommit(engine) as connection:
-        yield connection
-
-
-@contextlib.asynccontextmanager
 async def autocommit(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-    """A connection outside any transaction, for what commits by itself (CALL refresh)."""
+    """A connection in which each statement is a transaction of its own.
+
+    For what commits by itself (CALL refresh), and for reads: READ COMMITTED gives every statement
+    its own view of the data anyway, and this saves three round trips.
+    """
     with translated(target(engine)):
         async with engine.connect() as connection:
             yield await connection.execution_options(isolation_level="AUTOCOMMIT")

@@ -129,6 +129,8 @@ async def set_retention(
     connection: AsyncConnection, engine: Engine, relation: str, drop_after: str | None, origin: str
 ) -> None:
     """Set how long raw rows of `relation` are kept (an interval, or None for ever)."""
+    # Before the row: two who hold a row each would wait for each other's lock of the table.
+    await connection.execute(text(LOCK))
     await connection.execute(
         text(SET), {"relation": relation, "drop_after": drop_after, "origin": origin}
     )
@@ -204,6 +206,7 @@ async def converge(
             done.append(f"retention {relation}: {kept} (default)")
         wanted = await _normal(connection, compression.get(relation, DEFAULT_COMPRESS[relation]))
         if policy.compress_after != wanted:
+            await connection.execute(text(LOCK))
             await connection.execute(
                 text(SET_COMPRESS), {"relation": relation, "compress_after": wanted}
             )
