@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from kurisu.cli.command import (
+    AllowExpiringOption,
     Session,
     SinceOption,
     TimeframeOption,
@@ -33,14 +34,6 @@ if TYPE_CHECKING:
 SHOWN: Final = 40
 #: Rejected rows and stretches that --json lists of each market.
 JSON_ROWS: Final = 1_000
-
-AllowExpiring = Annotated[
-    bool,
-    typer.Option(
-        "--allow-expiring",
-        help="Store candles that are older than the retention you have set all the same.",
-    ),
-]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -70,7 +63,7 @@ async def backfill(
     type: Annotated[  # noqa: A002  # becomes --type
         str, typer.Option(metavar="TYPE", help="With --all-active: spot, swap, future, option.")
     ] = "spot",
-    allow_expiring: AllowExpiring = False,
+    allow_expiring: AllowExpiringOption = False,
     queue: Annotated[
         bool,
         typer.Option("--queue", help="Put the work into the database for `kurisu worker` to do."),

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-import contextlib
-import csv
-import io
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from kurisu.cli.command import MarketOption, Session, command
-from kurisu.cli.output import iso, safe, table
-from kurisu.errors import InvalidArgument, KurisuError, RetentionConflict, UnreadableFile
+from kurisu.cli.command import AllowExpiringOption, MarketOption, Session, command
+from kurisu.cli.file_import import FilesArgument, RejectsOption, Wording, import_files
+from kurisu.cli.output import safe
 
 if TYPE_CHECKING:
-    from kurisu.ingest.candle_import import ImportReport
+    from pathlib import Path
 
-#: Rejected rows and stretches of coverage that the text report shows of each file.
-SHOWN: Final = 5
-#: What is wrong with one file, and no reason not to try the next.
-OF_ONE_FILE: Final = (UnreadableFile, InvalidArgument, RetentionConflict)
+    from kurisu.domain.faults import Conflict
+    from kurisu.ingest.candle_import import ImportReport
+    from kurisu.store.store import Store
+
+
+def _rows(report: ImportReport) -> str:
+    return f"{report.read:,} rows, as {safe(report.market)} {report.timeframe}"
+
+
+WORDING: Final[Wording[Conflict]] = Wording(
+    ("read", "inserted", "updated", "unchanged", "rejected", "conflicts", "duplicates"),
+    _rows,
+    "now covered",
+    # A later row with other content for the same candle has won.
+    ("row", "won by row", "time", "what the row said"),
+    lambda one: (one.row, one.kept_row, one.time, one.value),
+    lambda one: f"{one.time} {one.value}; row {one.kept_row} won",
+)
 
 
 def add_to(app: typer.Typer) -> None:
@@ -32,10 +40,7 @@ def add_to(app: typer.Typer) -> None:
 
 async def import_(
     session: Session,
-    files: Annotated[
-        list[Path],
-        typer.Argument(metavar="FILE...", help="CSV, JSON, feather, parquet; packed or not."),
-    ],
+    files: FilesArgument,
     market: MarketOption,
     timeframe: Annotated[
         str | None,
@@ -48,17 +53,8 @@ async def import_(
             help="The file's columns in order, e.g. ts,open,high,low,close,volume,_ (_: skip).",
         ),
     ] = None,
-    rejects: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Write the rejected rows and their reasons as CSV."),
-    ] = None,
-    allow_expiring: Annotated[
-        bool,
-        typer.Option(
-            "--allow-expiring",
-            help="Store rows that are older than the retention you have set all the same.",
-        ),
-    ] = False,
+    rejects: RejectsOption = None,
+    allow_expiring: AllowExpiringOption = False,
 ) -> int:
     """Store candle files, exactly; a market that is not there is created.
 
@@ -71,143 +67,15 @@ async def import_(
     from kurisu.domain.market import MarketName
     from kurisu.domain.timeframe import timeframe as timeframe_of
     from kurisu.ingest.candle_import import import_file
-    from kurisu.report.atomic_file import atomic_file
 
     name = MarketName.parse(market)
     frame = None if timeframe is None else timeframe_of(timeframe)
     wanted = None if columns is None else columns.split(",")
-    done: list[ImportReport | Failure] = []
-    with contextlib.ExitStack() as stack:
-        # Opened first: not to find out after an hour that it cannot be written.
-        listing = stack.enter_context(atomic_file(rejects)) if rejects is not None else None
-        if listing is not None:
-            listing.write(_reject_lines([], header=True))
-        try:
-            async with session.open() as store:
-                for path in files:
-                    try:
-                        report = await import_file(
-                            store, path, name, timeframe=frame, columns=wanted,
-                            allow_expiring=allow_expiring, working=session.working,
-                        )  # fmt: skip
-                    except OF_ONE_FILE as error:
-                        if len(files) == 1:
-                            raise
-                        done.append(Failure(path, error))
-                        if not session.json:
-                            session.note(f"kurisu: {error}")
-                        continue
-                    done.append(report)
-                    if listing is not None:
-                        listing.write(_reject_lines([report]))
-                    if not session.json:
-                        print(report_text(report, rejects))
-        except KurisuError:
-            # The database is gone in the middle of several files: say what is in it.
-            if len(files) > 1:
-                _finish(session, done)
-            raise
-    if len(files) > 1:
-        return _finish(session, done)
-    (only,) = done
-    session.result(only.as_dict(), "")
-    return 0
 
+    async def import_one(store: Store, path: Path) -> ImportReport:
+        return await import_file(
+            store, path, name, timeframe=frame, columns=wanted,
+            allow_expiring=allow_expiring, working=session.working,
+        )  # fmt: skip
 
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """A file of several of which nothing was stored."""
-
-    file: Path
-    error: KurisuError
-
-    def as_dict(self) -> dict[str, Any]:
-        return {
-            "file": self.file,
-            "error": type(self.error).__name__,
-            "message": str(self.error),
-        }
-
-
-def _finish(session: Session, done: Sequence[ImportReport | Failure]) -> int:
-    """Print the sum of several files; the exit code."""
-    reports = [one for one in done if not isinstance(one, Failure)]
-    failures = [one.error for one in done if isinstance(one, Failure)]
-    counts = ("read", "inserted", "updated", "unchanged", "rejected", "conflicts", "duplicates")
-    total = {key: sum(report.counts[key] for report in reports) for key in counts}
-    seconds = sum(report.seconds for report in reports)
-    session.result(
-        {**total, "seconds": round(seconds, 3), "files": [one.as_dict() for one in done]},
-        f"{len(reports)} of {len(done)} files stored: {_counts_text(total)} in {seconds:.2f} s",
-    )
-    if not failures:
-        return 0
-    return 1 if all(isinstance(error, RetentionConflict) for error in failures) else 2
-
-
-def report_text(report: ImportReport, rejects: Path | None = None) -> str:
-    """The report of one file. rejects: the file that lists the rejected rows, if there is one."""
-    counts = report.counts
-    lines = [
-        f"{safe(report.file)}: {report.format}, {counts['read']:,} rows, as "
-        f"{safe(report.market)} {report.timeframe}",
-        f"  {_counts_text(counts)} in {report.seconds:.2f} s",
-    ]
-    lines += [
-        f"  now covered: {iso(stretch.since)} to {iso(stretch.until)}"
-        for stretch in report.coverage[:SHOWN]
-    ]
-    if len(report.coverage) > SHOWN:
-        lines.append(f"  and {len(report.coverage) - SHOWN:,} more stretches")
-    lines += [f"  note: {safe(note)}" for note in report.notes]
-    if rejects is None:
-        lines += _indented(_rejects_table(report))
-    elif report.rejects or report.conflicts:
-        lines.append(f"  the rejected rows are in {safe(str(rejects))}")
-    return "\n".join(lines)
-
-
-def _counts_text(counts: dict[str, int]) -> str:
-    always = [f"{key} {counts[key]:,}" for key in ("inserted", "updated", "unchanged", "rejected")]
-    rest = [f"{key} {counts[key]:,}" for key in ("conflicts", "duplicates") if counts[key]]
-    return ", ".join([*always, *rest])
-
-
-def _rejects_table(report: ImportReport) -> list[str]:
-    lines = []
-    if report.rejects:
-        shown = [(r.row, r.rule.value, r.field, r.value) for r in report.rejects[:SHOWN]]
-        lines += table(("row", "rule", "field", "value"), shown, right={"row"}).splitlines()
-        if len(report.rejects) > SHOWN:
-            lines.append(
-                f"and {len(report.rejects) - SHOWN:,} more rejected rows (--rejects FILE lists all)"
-            )
-    if report.conflicts:
-        # A later row with other content for the same candle has won.
-        shown_conflicts = [(c.row, c.kept_row, c.time, c.value) for c in report.conflicts[:SHOWN]]
-        headers = ("row", "won by row", "time", "what the row said")
-        lines += table(headers, shown_conflicts, right={"row", "won by row"}).splitlines()
-        if len(report.conflicts) > SHOWN:
-            lines.append(f"and {len(report.conflicts) - SHOWN:,} more conflicts")
-    return lines
-
-
-def _indented(lines: Iterable[str]) -> list[str]:
-    return [f"    {line}" for line in lines]
-
-
-def _reject_lines(reports: Iterable[ImportReport], *, header: bool = False) -> bytes:
-    """CSV of rejected rows and conflicts, by file and row; values stand as in the source."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    if header:
-        writer.writerow(("file", "row", "rule", "field", "value"))
-    for report in reports:
-        rows = [(r.row, r.rule.value, r.field or "", r.value) for r in report.rejects]
-        rows += [
-            (c.row, "conflict", "", f"{c.time} {c.value}; row {c.kept_row} won")
-            for c in report.conflicts
-        ]
-        for row in sorted(rows, key=lambda row: row[0]):
-            writer.writerow((report.file, *row))
-    return text.getvalue().encode("utf-8", errors="backslashreplace")
+    return await import_files(session, files, rejects, import_one, WORDING)

@@ -6,8 +6,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from kurisu.cli.candles_backfill import JSON_ROWS, AllowExpiring, bars
-from kurisu.cli.command import Session, SinceOption, UntilOption, command, parse_range
+from kurisu.cli.candles_backfill import JSON_ROWS, bars
+from kurisu.cli.command import (
+    AllowExpiringOption,
+    Session,
+    SinceOption,
+    UntilOption,
+    command,
+    parse_range,
+)
 from kurisu.cli.output import iso, safe, table
 from kurisu.errors import ExchangeError, InvalidArgument, NotOffered
 
@@ -43,7 +50,7 @@ async def repair(
     apply: Annotated[
         bool, typer.Option("--apply", help="Store candles that differ as the exchange has them.")
     ] = False,
-    allow_expiring: AllowExpiring = False,
+    allow_expiring: AllowExpiringOption = False,
 ) -> int:
     """Ask again for every hole of what is stored, and compare a sample with the exchange.
 

@@ -56,6 +56,13 @@ UntilOption = Annotated[
 TimeframeOption = Annotated[
     str, typer.Option("--timeframe", metavar="TIMEFRAME", help="1m, 5m, 15m, 1h, 4h, 1d, 1w, 1M.")
 ]
+AllowExpiringOption = Annotated[
+    bool,
+    typer.Option(
+        "--allow-expiring",
+        help="Store what is older than the retention you have set all the same.",
+    ),
+]
 
 
 class Interrupted(BaseException):

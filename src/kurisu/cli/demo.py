@@ -40,8 +40,9 @@ async def demo(session: Session) -> int:
     """
     from kurisu import api, config
     from kurisu.cli.candles import candle_table, draw, gaps_text, verify_text
-    from kurisu.cli.candles_import import report_text
+    from kurisu.cli.candles_import import WORDING
     from kurisu.cli.db import status_text
+    from kurisu.cli.file_import import report_text
     from kurisu.domain.market import MarketName
     from kurisu.domain.timeframe import BASE
     from kurisu.ingest.candle_import import import_file
@@ -73,7 +74,7 @@ async def demo(session: Session) -> int:
             report = await import_file(
                 store, path, MarketName.parse(MARKET), working=session.working
             )
-        say(report_text(report))
+        say(report_text(report, WORDING))
         name = MarketName.parse(MARKET)
         market = await store.markets.get(name.exchange, name.symbol)
         for timeframe in ("1d", "1h"):

@@ -13,6 +13,7 @@ import typer
 from kurisu.cli import trades_backfill, trades_import
 from kurisu.cli.candles import NUMBERS, export_format
 from kurisu.cli.command import (
+    AllowExpiringOption,
     Session,
     command,
     find_market,
@@ -192,13 +193,7 @@ async def to_candles(
     write: Annotated[
         bool, typer.Option("--write", help="Store the candles that are missing.")
     ] = False,
-    allow_expiring: Annotated[
-        bool,
-        typer.Option(
-            "--allow-expiring",
-            help="Store candles that are older than the retention you have set all the same.",
-        ),
-    ] = False,
+    allow_expiring: AllowExpiringOption = False,
 ) -> int:
     """Build 1m candles from stored trades and compare them with the stored candles.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from kurisu.cli.command import Session, UntilOption, command, parse_range
+from kurisu.cli.command import AllowExpiringOption, Session, UntilOption, command, parse_range
 from kurisu.cli.output import iso, safe, table
 
 if TYPE_CHECKING:
@@ -49,13 +49,7 @@ async def backfill(
         ),
     ] = None,
     until: UntilOption = None,
-    allow_expiring: Annotated[
-        bool,
-        typer.Option(
-            "--allow-expiring",
-            help="Store trades that are older than the retention you have set all the same.",
-        ),
-    ] = False,
+    allow_expiring: AllowExpiringOption = False,
 ) -> int:
     """Fetch the public trades of a range that are not stored yet.
 

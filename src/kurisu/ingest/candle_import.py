@@ -8,22 +8,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from kurisu.domain.faults import Conflict, Reject
+from kurisu.domain.faults import Conflict
 from kurisu.domain.market import MarketName
 from kurisu.domain.timeframe import BASE, TIMEFRAMES, Timeframe
 from kurisu.errors import InvalidArgument
+from kurisu.ingest.file_report import FileReport
 from kurisu.ingest.files import CandleRows, read_candles
 from kurisu.ingest.threads import in_thread
 from kurisu.store.candle_rows import floor_us
-from kurisu.store.candle_write import WriteReport
-from kurisu.store.coverage import Stretch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,64 +30,21 @@ if TYPE_CHECKING:
 
     from kurisu.store.store import Store
 
-#: Rejects (and conflicts) that --json lists of one file; the counts are always whole.
-JSON_ROWS: Final = 1_000
 #: With fewer rows nobody can say what they are bars of.
 SURE_ROWS: Final = 20
 _SECOND_US: Final = 1_000_000
 
 
-@dataclass(slots=True)
-class ImportReport:
-    """What became of the rows of one file.
+@dataclass(slots=True, kw_only=True)
+class ImportReport(FileReport[Conflict]):
+    """What became of the candles of one file. updated: stored ones that the file changed."""
 
-    read = inserted + updated + unchanged + len(rejects) + len(conflicts) + duplicates.
-    rejects: of the file and of the store, by row. coverage: stretches that were not known to be
-    complete before. seconds: reading and storing, elapsed.
-    """
-
-    file: str
-    format: str
-    market: str
     timeframe: str
-    read: int
-    inserted: int = 0
     updated: int = 0
-    unchanged: int = 0
-    duplicates: int = 0
-    seconds: float = 0.0
-    rejects: list[Reject] = field(default_factory=list)
-    conflicts: list[Conflict] = field(default_factory=list)
-    coverage: list[Stretch] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
 
     @property
-    def counts(self) -> dict[str, int]:
-        """How many rows went which way; all but `read` add up to it."""
-        return {
-            "read": self.read,
-            "inserted": self.inserted,
-            "updated": self.updated,
-            "unchanged": self.unchanged,
-            "rejected": len(self.rejects),
-            "conflicts": len(self.conflicts),
-            "duplicates": self.duplicates,
-        }
-
-    def as_dict(self) -> dict[str, Any]:
-        """For --json; `rejects` and `conflict_rows` are cut at JSON_ROWS."""
-        return {
-            "file": self.file,
-            "format": self.format,
-            "market": self.market,
-            "timeframe": self.timeframe,
-            **self.counts,
-            "seconds": round(self.seconds, 3),
-            "coverage": [{"since": s.since, "until": s.until} for s in self.coverage],
-            "rejects": self.rejects[:JSON_ROWS],
-            "conflict_rows": self.conflicts[:JSON_ROWS],
-            "notes": self.notes,
-        }
+    def kind(self) -> dict[str, Any]:
+        return {"timeframe": self.timeframe}
 
 
 async def import_file(
@@ -126,20 +82,12 @@ async def import_file(
             written = await store.candles.write(
                 name, frame, rows.table, source="file", allow_expiring=allow_expiring
             )
-        _add(report, written)
+        report.add(written)
+        report.updated = written.updated
+        report.coverage = written.coverage
+    report.sort()
     report.seconds = time.perf_counter() - started
     return report
-
-
-def _add(report: ImportReport, written: WriteReport) -> None:
-    report.inserted = written.inserted
-    report.updated = written.updated
-    report.unchanged = written.unchanged
-    report.duplicates = written.duplicates
-    report.conflicts = written.conflicts
-    report.coverage = written.coverage
-    report.notes += written.notes
-    report.rejects = sorted([*report.rejects, *written.rejects], key=lambda reject: reject.row)
 
 
 def check_spacing(rows: CandleRows, path: Path, wanted: Timeframe | None) -> Timeframe:

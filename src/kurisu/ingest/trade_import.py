@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import IO, Any, Final, Self
@@ -20,11 +20,12 @@ from typing import IO, Any, Final, Self
 import numpy as np
 import pyarrow as pa
 
-from kurisu.domain.faults import Reject, TradeConflict
+from kurisu.domain.faults import TradeConflict
 from kurisu.domain.market import MarketName
 from kurisu.domain.trade import IdSpace
 from kurisu.errors import InvalidArgument
 from kurisu.exchange.venues import Venue, venue_of
+from kurisu.ingest.file_report import FileReport
 from kurisu.ingest.files import TradeFile, read_trades
 from kurisu.ingest.files.trade_rows import SCHEMA
 from kurisu.ingest.files.trade_shape import AGG_TRADES, BINANCE_TRADES, FREQTRADE
@@ -32,11 +33,8 @@ from kurisu.ingest.threads import in_thread
 from kurisu.store.candle_rows import from_us, times_us
 from kurisu.store.exact_rows import Times
 from kurisu.store.store import Store
-from kurisu.store.trade_coverage import TradeStretch
 from kurisu.store.trades import TradeWriteReport, TradeWriting
 
-#: Rejects (and conflicts) that --json lists of one file; the counts are always whole.
-JSON_ROWS: Final = 1_000
 #: Rows stored at a time, which bounds memory.
 SLICE_ROWS: Final = 250_000
 #: So many rows that contradict stored ones, and it is the wrong market.
@@ -50,56 +48,15 @@ _MS: Final = timedelta(milliseconds=1)
 _MS_US: Final = 1_000
 
 
-@dataclass(slots=True)
-class TradeImportReport:
-    """What became of the rows of one file.
+@dataclass(slots=True, kw_only=True)
+class TradeImportReport(FileReport[TradeConflict]):
+    """What became of the trades of one file. A stored trade is never changed."""
 
-    read = inserted + unchanged + len(rejects) + len(conflicts) + duplicates.
-    rejects: of the file and of the store, by row. conflicts: known with other content; what was
-    there first stays. coverage: stretches that were not known to be complete before. seconds:
-    reading and storing, elapsed.
-    """
-
-    file: str
-    format: str
-    market: str
     id_space: IdSpace | None
-    read: int
-    inserted: int = 0
-    unchanged: int = 0
-    duplicates: int = 0
-    seconds: float = 0.0
-    rejects: list[Reject] = field(default_factory=list)
-    conflicts: list[TradeConflict] = field(default_factory=list)
-    coverage: list[TradeStretch] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
 
     @property
-    def counts(self) -> dict[str, int]:
-        """How many rows went which way; all but `read` add up to it."""
-        return {
-            "read": self.read,
-            "inserted": self.inserted,
-            "unchanged": self.unchanged,
-            "rejected": len(self.rejects),
-            "conflicts": len(self.conflicts),
-            "duplicates": self.duplicates,
-        }
-
-    def as_dict(self) -> dict[str, Any]:
-        """For --json; `rejects` and `conflict_rows` are cut at JSON_ROWS."""
-        return {
-            "file": self.file,
-            "format": self.format,
-            "market": self.market,
-            "id_space": self.id_space,
-            **self.counts,
-            "seconds": round(self.seconds, 3),
-            "coverage": [{"since": s.since, "until": s.until} for s in self.coverage],
-            "rejects": self.rejects[:JSON_ROWS],
-            "conflict_rows": self.conflicts[:JSON_ROWS],
-            "notes": self.notes,
-        }
+    def kind(self) -> dict[str, Any]:
+        return {"id_space": self.id_space}
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +112,7 @@ async def import_trades(
                     _check_contract(writing)
                     runs = _Runs(2 if venue.trade_ids_gapless else SURE_RUN)
                     await _store_all(spool, found, writing, report, complete, runs)
-    report.rejects.sort(key=lambda reject: reject.row)
-    report.conflicts.sort(key=lambda conflict: conflict.row)
+    report.sort()
     report.seconds = time.perf_counter() - started
     return report
 
@@ -259,12 +215,7 @@ async def _proven(
 
 
 def _add(report: TradeImportReport, written: TradeWriteReport) -> None:
-    report.inserted += written.inserted
-    report.unchanged += written.unchanged
-    report.duplicates += written.duplicates
-    report.rejects += written.rejects
-    report.conflicts += written.conflicts
-    report.notes += written.notes
+    report.add(written)
     if len(report.conflicts) > MAX_CONFLICTS:
         raise InvalidArgument(
             f"more than {MAX_CONFLICTS:,} trades of the file are stored with other content, e.g. "
