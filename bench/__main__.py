@@ -6,15 +6,13 @@ import argparse
 import asyncio
 import os
 import sys
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Final
 
 from bench import fills, latest, reads, reconcile, report, sizes, writes
 from bench.candles import MONTH, YEAR
 from bench.pairs import LEAST_PAIRS, Figure
-from bench.servers import Bench, embedded, psql_of_path, scratch
+from bench.servers import Bench, of_url
 
 TIMESCALEDB_URL: Final = "KURISU_BENCH_TIMESCALEDB_URL"
 PARTS: Final = ("write", "read", "latest", "size", "fills", "reconcile")
@@ -50,14 +48,10 @@ async def _run(given: argparse.Namespace, url: str | None) -> None:
     engines: dict[str, list[Figure]] = {}
     try:
         if not given.no_embedded:
-            with (
-                tempfile.TemporaryDirectory(prefix="kurisu-bench-") as folder,
-                embedded(Path(folder)) as (own, psql),
-            ):
-                async with scratch(own, psql) as bench:
-                    await _measure(bench, given, engines, " (embedded)")
+            async with of_url(None) as bench:
+                await _measure(bench, given, engines, " (embedded)")
         if url:
-            async with scratch(url, psql_of_path()) as bench:
+            async with of_url(url) as bench:
                 await _measure(bench, given, engines, "")
     finally:
         if given.json:

@@ -15,12 +15,10 @@ import json
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
@@ -28,7 +26,7 @@ from rich.table import Table
 
 from bench.history import START_MS
 from bench.processes import Cpu, backends
-from bench.servers import Bench, embedded, psql_of_path, scratch
+from bench.servers import Bench, of_url
 from kurisu.domain.timeframe import BASE
 from kurisu.exchange.ccxt_adapter import open_exchange
 from kurisu.exchange.settings import ExchangeSettings
@@ -123,16 +121,8 @@ def show(name: str, runs: Sequence[Run]) -> None:
 
 
 async def _run(given: argparse.Namespace) -> None:
-    if given.url:
-        async with scratch(given.url, psql_of_path()) as bench:
-            await _report(bench, given)
-        return
-    with (
-        tempfile.TemporaryDirectory(prefix="kurisu-bench-") as folder,
-        embedded(Path(folder)) as (url, psql),
-    ):
-        async with scratch(url, psql) as bench:
-            await _report(bench, given)
+    async with of_url(given.url) as bench:
+        await _report(bench, given)
 
 
 async def _report(bench: Bench, given: argparse.Namespace) -> None:

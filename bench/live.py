@@ -12,23 +12,21 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Table
 
 from bench.feed import MARKETS
-from bench.servers import Bench, embedded, psql_of_path, scratch
+from bench.processes import Cpu, backends
+from bench.servers import Bench, of_url
 from kurisu.exchange.ccxt_adapter import open_exchange
 from kurisu.exchange.settings import ExchangeSettings
 from kurisu.ingest.collector import quiet_collector
@@ -119,7 +117,7 @@ async def measure(bench: Bench, rates: list[int], seconds: float) -> list[Result
             # The status line that ends inside of the warm-up is the first; the next is measured.
             seen = len(_statuses(events))
             await _until(partial(_are_more, events, seen))
-            used = _Cpu(exchange.pid, await _backends(bench))
+            used = Cpu(kurisu=None, exchange=exchange.pid, database=await backends(bench.raw))
             await _until(partial(_are_more, events, seen + 1))
             status = _statuses(events)[-1].fields
             cpu = used.cores()
@@ -150,42 +148,6 @@ async def _until(happened: Callable[[], bool]) -> None:
     async with asyncio.timeout(PATIENCE_S):
         while not happened():  # noqa: ASYNC110  # a status line is no event to wait for
             await asyncio.sleep(0.02)
-
-
-async def _backends(bench: Bench) -> list[int]:
-    """The database's processes, if it runs here."""
-    rows = await bench.raw.fetch("SELECT pid FROM pg_stat_activity")
-    pids = [row["pid"] for row in rows]
-    return pids if all(_is_here(pid) for pid in pids) else []
-
-
-def _is_here(pid: int) -> bool:
-    return Path(f"/proc/{pid}/comm").exists()
-
-
-class _Cpu:
-    """Processor time of the processes since it was made."""
-
-    def __init__(self, exchange: int, database: list[int]) -> None:
-        self._pids = {"kurisu": [os.getpid()], "exchange": [exchange], "database": database}
-        self._before = {name: _cpu_s(pids) for name, pids in self._pids.items()}
-        self._since = time.monotonic()
-
-    def cores(self) -> dict[str, float | None]:
-        passed = time.monotonic() - self._since
-        return {
-            name: round((_cpu_s(pids) - self._before[name]) / passed, 2) if pids else None
-            for name, pids in self._pids.items()
-        }
-
-
-def _cpu_s(pids: list[int]) -> float:
-    ticks = 0
-    for pid in pids:
-        with suppress(OSError):
-            fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-            ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _are_more(events: list[StreamEvent], than: int) -> bool:
@@ -221,16 +183,8 @@ def show(name: str, results: list[Result]) -> None:
 
 
 async def _run(given: argparse.Namespace) -> None:
-    if given.url:
-        async with scratch(given.url, psql_of_path()) as bench:
-            await _report(bench, given)
-        return
-    with (
-        tempfile.TemporaryDirectory(prefix="kurisu-bench-") as folder,
-        embedded(Path(folder)) as (url, psql),
-    ):
-        async with scratch(url, psql) as bench:
-            await _report(bench, given)
+    async with of_url(given.url) as bench:
+        await _report(bench, given)
 
 
 async def _report(bench: Bench, given: argparse.Namespace) -> None:

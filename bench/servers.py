@@ -145,6 +145,21 @@ def psql_of_path() -> Path:
 
 
 @contextlib.asynccontextmanager
+async def of_url(url: str | None) -> AsyncIterator[Bench]:
+    """A scratch database on that server, or on a new embedded one."""
+    if url:
+        async with scratch(url, psql_of_path()) as bench:
+            yield bench
+        return
+    with (
+        tempfile.TemporaryDirectory(prefix="kurisu-bench-") as folder,
+        embedded(Path(folder)) as (own, psql),
+    ):
+        async with scratch(own, psql) as bench:
+            yield bench
+
+
+@contextlib.asynccontextmanager
 async def scratch(server: str, psql: Path) -> AsyncIterator[Bench]:
     """A database of its own on `server`, migrated; dropped at the end."""
     # The dialect's spelling of the URL is SQLAlchemy's; libpq's has no driver in it.
