@@ -34,29 +34,30 @@ def _file(name: str) -> Path | None:
     return path if path.is_file() else None
 
 
+def _binance_1m(name: str, count: int | None) -> tuple[Bar, ...] | None:
+    """A file of freqtrade's; Binance spells every number with eight decimals."""
+    rows = _rows(f"candles/binance/{name}-1m.json.gz")
+    return rows and tuple(
+        Bar(row[0], *(Decimal(value).quantize(_EIGHT) for value in row[1:])) for row in rows[:count]
+    )
+
+
+def _rows(name: str) -> Any:
+    """What a packed JSON file holds, exact; None if it is absent."""
+    path = _file(name)
+    return path and json.loads(gzip.decompress(path.read_bytes()), parse_float=Decimal)
+
+
 @cache
 def shib_1m(count: int | None = None) -> tuple[Bar, ...] | None:
     """Binance SHIB/USDT 1m, 2021-11-02 on: prices of 1e-5, volumes to 4.5e11."""
-    path = _file("candles/binance/SHIB_USDT-1m.json.gz")
-    if path is None:
-        return None
-    rows = json.loads(gzip.decompress(path.read_bytes()), parse_float=Decimal)
-    # Binance spells every number with eight decimals; the file was written by freqtrade.
-    return tuple(
-        Bar(row[0], *(Decimal(value).quantize(_EIGHT) for value in row[1:])) for row in rows[:count]
-    )
+    return _binance_1m("SHIB_USDT", count)
 
 
 @cache
 def doge_btc_1m(count: int | None = None) -> tuple[Bar, ...] | None:
     """Binance DOGE/BTC 1m, 2021-04-10 on: prices of 1e-6, two outages."""
-    path = _file("candles/binance/DOGE_BTC-1m.json.gz")
-    if path is None:
-        return None
-    rows = json.loads(gzip.decompress(path.read_bytes()), parse_float=Decimal)
-    return tuple(
-        Bar(row[0], *(Decimal(value).quantize(_EIGHT) for value in row[1:])) for row in rows[:count]
-    )
+    return _binance_1m("DOGE_BTC", count)
 
 
 @cache
@@ -94,10 +95,9 @@ def pepe_agg_trades(count: int | None = None) -> tuple[Tick, ...] | None:
 @cache
 def kraken_xrp_trades(count: int | None = None) -> tuple[Tick, ...] | None:
     """Kraken XRP/USDT trades of 2022: no ids, 65 rows share a millisecond."""
-    path = _file("trades/kraken_XRP_USDT-trades.json.gz")
-    if path is None:
+    rows = _rows("trades/kraken_XRP_USDT-trades.json.gz")
+    if rows is None:
         return None
-    rows = json.loads(gzip.decompress(path.read_bytes()), parse_float=Decimal)
     ticks: list[Tick] = []
     for row in rows[:count]:
         # The file has milliseconds only; Kraken's own times have nanoseconds, all different.
@@ -111,10 +111,8 @@ def kraken_xrp_trades(count: int | None = None) -> tuple[Tick, ...] | None:
 @cache
 def binance_symbols() -> dict[str, dict[str, Any]] | None:
     """Binance's exchangeInfo of 2021-10-12, by symbol."""
-    path = _file("metadata/binance_spot-exchangeInfo-20211012.json.gz")
-    if path is None:
-        return None
-    return {s["symbol"]: s for s in json.loads(gzip.decompress(path.read_bytes()))["symbols"]}
+    info = _rows("metadata/binance_spot-exchangeInfo-20211012.json.gz")
+    return info and {s["symbol"]: s for s in info["symbols"]}
 
 
 def generated_bars(
