@@ -286,6 +286,24 @@ async def test_windows_are_halved_where_there_are_no_ids(
         assert found == [str(f.id) for f in venue.fills]
 
 
+async def test_deposits_of_a_short_page_are_all_there(
+    opened_account: Account, venue: BinanceAccount
+) -> None:
+    """The venue shows its newest 20 and does not say so."""
+    venue.transfer_rows = 20
+    for n in range(70):
+        # Most of them within one second.
+        venue.clock.set(NOW_MS - 40 * DAY_MS + n * (DAY_MS if n < 8 else 10), speed=0.0)
+        venue.move("USDT", str(n + 1))
+    venue.clock.set(NOW_MS, speed=1.0)
+    async with opened_account() as account:
+        entries, unreadable = await account.fetch_transfers(
+            from_ms(NOW_MS - 60 * DAY_MS), await account.now()
+        )
+    assert unreadable == []
+    assert sorted(entry.amount for entry in entries) == [Decimal(n + 1) for n in range(70)]
+
+
 async def test_no_secret_leaves_the_adapter(
     opened: Opener, server: ExchangeServer, venue: BinanceAccount,
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch,

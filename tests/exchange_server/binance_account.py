@@ -86,7 +86,8 @@ class BinanceAccount:
     the order receives; fee_asset_price: quote units per unit of it.
     slices: into how many fills an order that is filled at once is cut.
     hidden_ms: how long after it was placed an order is unknown to every question, while its fills
-    are there. longest_window_ms: of orders and fills. deposits, withdrawals: rows as
+    are there. longest_window_ms: of orders and fills. transfer_rows: of a page of deposits; the
+    newest ones, as on venues that say nothing of it. deposits, withdrawals: rows as
     Binance has them; `move` makes them.
     """
 
@@ -101,6 +102,7 @@ class BinanceAccount:
     slices: int = 1
     hidden_ms: int = 0
     longest_window_ms: int = DAY_MS
+    transfer_rows: int = MAX_ROWS
     deposits: list[dict[str, Any]] = field(default_factory=list)
     withdrawals: list[dict[str, Any]] = field(default_factory=list)
     orders: list[PlacedOrder] = field(default_factory=list)
@@ -427,7 +429,8 @@ class BinanceAccount:
         since, until = int(params["startTime"]), int(params["endTime"])
         if until - since > 90 * DAY_MS:
             raise Refusal(-1127, "More than 90 days between startTime and endTime.")
-        return [row for row in self.deposits if since <= row["insertTime"] <= until]
+        rows = [row for row in self.deposits if since <= row["insertTime"] <= until]
+        return rows[-self.transfer_rows :]
 
     def _withdrawals(self, params: Mapping[str, str]) -> Any:
         since, until = int(params["startTime"]), int(params["endTime"])

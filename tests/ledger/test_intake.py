@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from decimal import Decimal
 
@@ -24,7 +25,7 @@ from ledger.histories import (
 
 from kurisu.domain.execution import Side, TakerOrMaker
 from kurisu.domain.money import plain
-from kurisu.domain.order import Order, OrderUpdate
+from kurisu.domain.order import Order, OrderType, OrderUpdate
 from kurisu.errors import LedgerRuleBroken
 from kurisu.ledger import intake as intake_module
 from kurisu.ledger.balance import book_totals, position_and_postings
@@ -249,6 +250,30 @@ def test_too_large_a_fill_is_held_and_nothing_of_it_applied() -> None:
     outcome = intake.update(said("open", 13, amount=Decimal("1.5")))
     assert [row.trade_id for row in outcome.inserted] == ["8"]
     assert types(intake.conditions()) == {"order_amount_differs"}
+
+
+def test_an_order_by_cost_is_as_large_as_what_was_filled() -> None:
+    """Its amount was never said: it was adopted with what was filled then."""
+    order = placed("0.3", client_order_id=None, exchange_order_id="X1", type=OrderType.MARKET,
+                   price=None)  # fmt: skip
+    messages: list[Message] = [
+        said("open", 1, "0.3", client_order_id=None), fill("7", "0.3"),
+        said("open", 2, "0.8", client_order_id=None), fill("8", "0.5"),
+    ]  # fmt: skip
+    for news in itertools.permutations(messages):
+        intake = Intake(SPOT)
+        intake.place(order)
+        for message in news:
+            feed(intake, message)
+        (found,) = intake.orders()
+        assert (found.amount, found.filled) == (Decimal("0.8"), Decimal("0.8"))
+        assert not intake.conditions() | intake.events()
+    # What nobody has announced is held as ever, and an order of ours has the amount we gave it.
+    assert Flag.HELD in intake.execute(fill("9", "0.1")).flags
+    ours = Intake(SPOT)
+    ours.place(placed("0.3"))
+    ours.update(said("open", 1, "0.8"))
+    assert Flag.HELD in ours.execute(fill("7", "0.8")).flags
 
 
 def test_a_smaller_amount_never_breaks_the_order() -> None:

@@ -60,6 +60,8 @@ def test_what_is_missing_says_nothing() -> None:
     rest: dict[str, object] = {"filled": None}
     assert OrderUpdate.from_ccxt(ANSWER | rest).filled == Decimal("0.4")
     assert OrderUpdate.from_ccxt(ANSWER | {"stopPrice": "90"}).stop_price == 90
+    # Kraken's order without a reference; of two, there would be one.
+    assert OrderUpdate.from_ccxt(ANSWER | {"clientOrderId": "0"}).client_order_id is None
 
 
 @pytest.mark.parametrize(("text", "status"), CCXT_STATUSES.items())

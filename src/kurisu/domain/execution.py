@@ -98,7 +98,8 @@ class Execution:
         """From a unified private trade whose numbers are text, Decimal or int.
 
         A fee without an amount or currency says nothing, as an empty list does beside a missing
-        `fee`. Raises LedgerRuleBroken, also for a float: CCXT has to be set to exact numbers.
+        `fee`, and as a cost of zero or of more digits than can be stored does.
+        Raises LedgerRuleBroken, also for a float: CCXT has to be set to exact numbers.
         """
         where = f"trade {trade.get('id')!r}"
         time = read_time(trade, "timestamp", where)
@@ -119,7 +120,7 @@ class Execution:
             price=price,
             amount=amount,
             time=time,
-            cost=read_number(trade, "cost", where),
+            cost=_read_cost(trade, where),
             fees=_read_fees(trade, where),
             taker_or_maker=TakerOrMaker(role) if role in set(TakerOrMaker) else None,
             symbol=read_text(trade, "symbol", where),
@@ -192,6 +193,20 @@ def read_text(source: Mapping[str, object], field: str, where: str) -> str | Non
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise LedgerRuleBroken("text_is_readable", f"{field} of {where} is {value!r}")
     return str(value)
+
+
+def _read_cost(trade: Mapping[str, object], where: str) -> Decimal | None:
+    """None where it says no more than price and amount do.
+
+    CCXT multiplies the two where the exchange gives no cost, and the product may have more digits
+    than can be stored; it is computed, and rounded once, by whoever needs it. A zero stands for a
+    cost that is not there.
+    """
+    value = trade.get("cost")
+    number = parse_decimal(value) if isinstance(value, str | int | Decimal) else None
+    if number is not None and number_fault(number) == "too_many_fraction_digits":
+        return None
+    return read_number(trade, "cost", where) or None
 
 
 def _read_fees(trade: Mapping[str, object], where: str) -> tuple[Fee, ...] | None:

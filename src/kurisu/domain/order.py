@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from decimal import Decimal
+from decimal import ROUND_DOWN, Context, Decimal
 from enum import StrEnum
 from typing import Final, Self
 
@@ -18,9 +18,10 @@ from kurisu.domain.execution import (
     read_time,
 )
 from kurisu.domain.market import MarketName
-from kurisu.domain.money import EXACT
+from kurisu.domain.money import EXACT, SCALE, number_fault, parse_decimal
 from kurisu.errors import LedgerRuleBroken
 
+_CUT: Final = Context(prec=EXACT.prec, rounding=ROUND_DOWN)
 # orders.client_order_id is VARCHAR(50).
 CLIENT_ORDER_ID_LENGTH: Final = 50
 
@@ -194,30 +195,52 @@ class OrderUpdate:
         Raises LedgerRuleBroken, also for a float: CCXT has to be set to exact numbers.
         """
         where = f"order {order.get('id')!r}"
-        amount = _positive(order, "amount", where)
-        filled = read_number(order, "filled", where)
-        remaining = read_number(order, "remaining", where)
-        if filled is None and amount is not None and remaining is not None:
-            filled = EXACT.subtract(amount, remaining)
+        filled = _read_filled(order, where)
+        # CCXT takes what was filled for the amount of an order that was placed by its cost.
+        same = order.get("amount") is not None and order.get("amount") == order.get("filled")
+        amount = (filled or None) if same else _positive(order, "amount", where)
+        if filled is None and amount is not None:
+            remaining = read_number(order, "remaining", where)
+            filled = None if remaining is None else EXACT.subtract(amount, remaining)
         side = read_text(order, "side", where)
         status = read_text(order, "status", where)
         known = CCXT_STATUSES.get(status) if status else None
         updated_at = read_time(order, "lastUpdateTimestamp", where)
-        stop_price = _positive(order, "triggerPrice", where)
+        stop_price = _positive(order, "triggerPrice", where) or _positive(order, "stopPrice", where)
+        stop_loss = _positive(order, "stopLossPrice", where)
+        take_profit = _positive(order, "takeProfitPrice", where)
+        if stop_price is None and (stop_loss is None or take_profit is None):
+            # Kraken's, and other venues' that name a trigger by what it is for. Where there are
+            # both they are attached to an order that is no trigger itself.
+            stop_price = stop_loss or take_profit
+        # The price of a market order is its average, with any number of digits.
+        has_limit = order.get("type") != "market"
+        client_order_id = read_text(order, "clientOrderId", where)
         return cls(
-            client_order_id=read_text(order, "clientOrderId", where),
+            # Kraken's reference of every order that was given none is 0.
+            client_order_id=None if client_order_id == "0" else client_order_id,
             exchange_order_id=read_text(order, "id", where),
             time=received_at if updated_at is None else updated_at,
             status=known,
             filled=filled,
             amount=amount,
-            price=_positive(order, "price", where),
-            stop_price=stop_price or _positive(order, "stopPrice", where),
+            price=_positive(order, "price", where) if has_limit else None,
+            stop_price=stop_price,
             side=Side(side) if side in set(Side) else None,
             created_at=read_time(order, "timestamp", where),
             symbol=read_text(order, "symbol", where),
             unknown_status=status if known is None else None,
         )
+
+
+def _read_filled(order: Mapping[str, object], where: str) -> Decimal | None:
+    """Cut down to the digits that can be stored: venues that fill by cost divide, and show as many
+    digits as they like. It only shows missing fills, which have their own amounts."""
+    value = order.get("filled")
+    number = parse_decimal(value) if isinstance(value, str | int | Decimal) else None
+    if number is not None and number_fault(number) == "too_many_fraction_digits":
+        return number.quantize(Decimal(1).scaleb(-SCALE), context=_CUT)
+    return read_number(order, "filled", where)
 
 
 def _positive(order: Mapping[str, object], field: str, where: str) -> Decimal | None:

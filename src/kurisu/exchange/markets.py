@@ -36,6 +36,11 @@ _MODES: Final = {
 #: Where CCXT's candle volume of contracts was read to be in base units; elsewhere it is contracts.
 _VOLUME_IN_BASE: Final = frozenset({"binance", "binanceusdm", "bybit", "bitget", "okx"})
 
+#: Where amounts of contracts are not a number of contracts, but what these are worth: USD of an
+#: inverse one, base units of a linear one (Deribit's own `amount`; CCXT hands it on, and says a
+#: contract size beside it).
+_AMOUNTS_IN_UNITS: Final = frozenset({"deribit"})
+
 
 class Skipped(NamedTuple):
     """A market that cannot be stored, and why."""
@@ -97,6 +102,9 @@ def listing(exchange: str, market: Mapping[str, Any], mode: PrecisionMode) -> Ma
     digits = None
     if mode is PrecisionMode.SIGNIFICANT_DIGITS and price_tick is not None:
         digits = int(precision["price"])
+    size = _positive(market.get("contractSize")) if contract else None
+    if size is not None and exchange in _AMOUNTS_IN_UNITS:
+        size = Decimal(1)
     unit = "base" if not contract or exchange in _VOLUME_IN_BASE else "contracts"
     return MarketListing(
         name=name,
@@ -106,7 +114,7 @@ def listing(exchange: str, market: Mapping[str, Any], mode: PrecisionMode) -> Ma
         active=market.get("active") is not False,
         settle_asset=market.get("settle") if contract else None,
         linear=market.get("linear") if contract else None,
-        contract_size=_positive(market.get("contractSize")) if contract else None,
+        contract_size=size,
         price_tick=price_tick,
         amount_tick=amount_tick,
         price_precision=price_precision,

@@ -18,9 +18,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Final, TypeVar
 
-from kurisu.domain.balance import Entry
+from kurisu.domain.balance import Entry, EntryKind
 from kurisu.domain.execution import Execution
 from kurisu.domain.listing import MarketListing
 from kurisu.domain.money import plain
@@ -73,9 +74,13 @@ _UNKNOWN_ORDER: Final = re.compile(r"EOrder:(Unknown|Invalid) order\b|has been a
 _VENUE_DELAY_S: Final = 10.0
 #: Under which venues name a record's market.
 _MARKET_KEYS: Final = ("symbol", "instId", "currency_pair", "contract", "product_id")
-#: Of one request for deposits or withdrawals: what Binance takes, and more than most have.
-_TRANSFER_WINDOW: Final = timedelta(days=89)
-_TRANSFER_LIMIT: Final = 1_000
+_TRANSFERS: Final = {EntryKind.DEPOSIT: "Deposits", EntryKind.WITHDRAWAL: "Withdrawals"}
+#: Of one request for them: Bybit and Gate take 30 days, Binance and Bitget 90.
+_TIMED_WINDOW_MS: Final = 29 * 86_400_000
+#: Rows that every venue shows at once; Bybit and Bitget, for one, show 20 unless asked for more.
+_LEAST_PAGE: Final = 20
+#: Requests for one list, at most.
+_MOST_TIMED: Final = 500
 #: An order that is looked for in lists was made so much before or after it was written, at most.
 _LOOK_AROUND: Final = timedelta(minutes=5)
 
@@ -199,17 +204,20 @@ class CcxtAccount:
         self, since: datetime, until: datetime
     ) -> tuple[list[Entry], list[Unreadable]]:
         """Deposits and withdrawals that are through; fees as entries of their own."""
-        rows = []
-        for name, method in (("fetchDeposits", "deposits"), ("fetchWithdrawals", "withdrawals")):
-            if self._client.has.get(name) is not True:
+        entries: list[Entry] = []
+        unreadable: list[Unreadable] = []
+        for kind, name in _TRANSFERS.items():
+            if self._client.has.get(f"fetch{name}") is not True:
                 continue
-            at = since
-            while at <= until:
-                last = min(at + _TRANSFER_WINDOW, until)
-                rows += await self._transfers(f"fetch_{method}", at, last)
-                at = last + timedelta(milliseconds=1)
-        found, unreadable = self._read(rows, "transfer", transfer_entries)
-        return [entry for entries in found for entry in entries], list(unreadable)
+            rows = await self._timed(f"fetch_{name.lower()}", since, until)
+            found, broken = self._read(
+                [row for row in rows if row.get("status") == "ok"],
+                kind.value,
+                partial(transfer_entries, kind=kind),
+            )
+            entries += [entry for made in found for entry in made]
+            unreadable += broken
+        return entries, unreadable
 
     async def create_order(self, order: NewOrder) -> ReportedOrder:
         """Send an order, once. Raises OrderRejected if it is surely not there,
@@ -520,17 +528,45 @@ class CcxtAccount:
             raise BadAnswer(self.name, f"{method} gave no list")
         return rows
 
-    async def _transfers(self, method: str, since: datetime, until: datetime) -> list[Any]:
-        params = {"until": to_ms(until)}
+    async def _timed(
+        self, method: str, since: datetime, until: datetime, **params: Any
+    ) -> list[Any]:
+        """Records of no market of [since, until].
 
+        Venues cut such lists at different lengths, and CCXT does not say at which: a window that
+        has more rows than any of them shows at least is asked for in halves.
+        """
+        found: dict[str, Any] = {}
+        asked = 0
+        windows = [(to_ms(since), to_ms(until))]
+        while windows:
+            start, end = windows.pop()
+            if end - start >= _TIMED_WINDOW_MS:
+                windows += [(start + _TIMED_WINDOW_MS, end), (start, start + _TIMED_WINDOW_MS - 1)]
+                continue
+            asked += 1
+            rows = await self._timed_rows(method, start, end, params)
+            outside = [row for row in rows if not start <= (row.get("timestamp") or start) <= end]
+            if len(rows) < _LEAST_PAGE or start >= end:
+                found |= {_row_key(row): row for row in rows if row not in outside}
+            elif len(outside) == len(rows) or asked > _MOST_TIMED:
+                raise BadAnswer(self.name, f"its {method[6:]} cannot be asked for by time")
+            else:
+                middle = (start + end) // 2
+                windows += [(middle + 1, end), (start, middle)]
+        return list(found.values())
+
+    async def _timed_rows(
+        self, method: str, start: int, end: int, params: Mapping[str, Any]
+    ) -> list[Any]:
         async def ask() -> Any:
             call = getattr(self._client, method)
-            return await call(None, to_ms(since), _TRANSFER_LIMIT, params)
+            return await call(None, start, None, {**params, "until": end})
 
         rows = await self._ask(ask)
-        if len(rows) >= _TRANSFER_LIMIT:
-            raise BadAnswer(self.name, f"it has more {method[6:]} since {since} than it shows")
-        return [row for row in rows if row.get("status") == "ok"]
+        if not isinstance(rows, list):
+            raise BadAnswer(self.name, f"{method} gave no list")
+        return rows
 
     def _read(
         self, rows: list[Any], kind: str, read: Callable[[Any], T]
@@ -638,6 +674,12 @@ async def open_account(settings: ExchangeSettings, **more: Any) -> AsyncIterator
 
 def _all_rows(array: Any, *_: Any, **__: Any) -> list[Any]:
     return list(array)
+
+
+def _row_key(row: Mapping[str, Any]) -> str:
+    """Of records that have an id each; those that have none are told apart by what they say."""
+    name = row.get("id") or row.get("txid")
+    return f"{name}" if name else repr(sorted(row.items(), key=lambda item: item[0]))
 
 
 def _plain_id(market_id: str) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, Final
 
 from kurisu.domain.balance import Entry, EntryKind
 from kurisu.domain.execution import Execution, read_number, read_text, read_time
@@ -14,6 +16,11 @@ from kurisu.domain.order import OrderType, OrderUpdate
 from kurisu.errors import BadAnswer, ExchangeError, LedgerRuleBroken
 from kurisu.exchange.exact import BrokenAnswer
 from kurisu.exchange.private_port import ReportedOrder
+
+_LIMITS: Final = frozenset({"limit", "limit_maker", "post_only"})
+#: Under which venues name an order's type, in small letters and without underscores.
+_TYPE_KEYS: Final = frozenset({"type", "ordertype", "ordtype", "origtype", "stopordertype"})
+_TRIGGER: Final = re.compile(r"stop|profit|trigger|conditional")
 
 
 def read_order(row: Any, received_at: datetime | None) -> ReportedOrder:
@@ -27,7 +34,10 @@ def read_order(row: Any, received_at: datetime | None) -> ReportedOrder:
     for trade in row.get("trades") or ():
         said = {**trade, "order": trade.get("order") or row.get("id")}
         # Binance's answer to an order has fills without a time: they come with the trades.
-        if said.get("timestamp") is not None and said.get("id"):
+        if said.get("timestamp") is None or not said.get("id"):
+            continue
+        # One that cannot be read is reported where it is listed, and costs no order here.
+        with contextlib.suppress(LedgerRuleBroken):
             executions.append(Execution.from_ccxt(said))
     update = OrderUpdate.from_ccxt(row, received_at=received_at)
     return ReportedOrder(update, _order_type(row, update), tuple(executions))
@@ -50,17 +60,44 @@ def read_balance(exchange: str, value: Any) -> Decimal | None:
 def _order_type(row: Mapping[str, Any], update: OrderUpdate) -> OrderType | None:
     """CCXT's types are limit and market, and for triggers whatever the venue says."""
     said = str(row.get("type") or "").lower()
-    if update.stop_price is not None:
-        return OrderType.TAKE_PROFIT if "profit" in said else OrderType.STOP_LOSS
+    is_plain = said in _LIMITS or said == "market"
+    venues = _venues_type(row.get("info"))
+    # KuCoin says that it is 0 where there is none.
+    has_trigger = any(read_number(row, name, "an order") for name in ("triggerPrice", "stopPrice"))
+    # Else a stop loss or a take profit is attached to an order that is no trigger itself.
+    is_trigger = has_trigger or not is_plain or _TRIGGER.search(venues) is not None
+    if update.stop_price is not None and is_trigger:
+        for_profit = not has_trigger and row.get("takeProfitPrice") is not None
+        is_profit = for_profit or "profit" in said or "profit" in venues
+        return OrderType.TAKE_PROFIT if is_profit else OrderType.STOP_LOSS
     if said == "market":
         return OrderType.MARKET
-    if said in ("limit", "limit_maker", "post_only") or update.price is not None:
+    if said in _LIMITS or update.price is not None:
         return OrderType.LIMIT
     return None
 
 
-def transfer_entries(row: Mapping[str, Any]) -> list[Entry]:
-    """CCXT's amounts are without the fee. Raises LedgerRuleBroken."""
+def _venues_type(info: object) -> str:
+    """What the venue itself calls the type of an order, small; "" where it is not found."""
+    if not isinstance(info, Mapping):
+        return ""
+    inner = [value for value in info.values() if isinstance(value, Mapping)]
+    return " ".join(
+        str(value).lower()
+        for part in (info, *inner)
+        for key, value in part.items()
+        if str(key).lower().replace("_", "") in _TYPE_KEYS and isinstance(value, str)
+    )
+
+
+def transfer_entries(row: Mapping[str, Any], kind: EntryKind) -> list[Entry]:
+    """A deposit or withdrawal, and its fee. Raises LedgerRuleBroken.
+
+    kind: what was asked for; CCXT guesses it from the fields that are there, and on KuCoin wrongly.
+    A withdrawal's amount is what arrives; the fee comes on top. So Binance, OKX, Kraken, Bybit, HTX
+    and Coinbase say it; of Gate's, Bitget's and MEXC's, with which it is included, CCXT subtracts
+    it (parse_transaction, 4.5.90).
+    """
     where = f"transfer {row.get('id')!r}"
     name = read_text(row, "id", where) or read_text(row, "txid", where)
     asset = read_text(row, "currency", where)
@@ -68,8 +105,7 @@ def transfer_entries(row: Mapping[str, Any]) -> list[Entry]:
     time = read_time(row, "timestamp", where)
     if not name or not asset or not amount or time is None:
         raise LedgerRuleBroken("transfer_is_complete", f"{where} needs id, currency, amount, time")
-    is_deposit = row.get("type") == "deposit"
-    kind = EntryKind.DEPOSIT if is_deposit else EntryKind.WITHDRAWAL
+    is_deposit = kind is EntryKind.DEPOSIT
     moved = amount.copy_abs() if is_deposit else EXACT.subtract(Decimal(0), amount.copy_abs())
     entries = [Entry(kind, asset, moved, time, name)]
     fee = row.get("fee")

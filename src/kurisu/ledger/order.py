@@ -343,10 +343,15 @@ def check_transition(before: OrderStatus, after: OrderStatus) -> None:
 
 def room(record: OrderRecord) -> Decimal | None:
     """The largest amount that executions may add up to; None while the order is not ours."""
-    if record.placed is None:
+    placed, said = record.placed, record.said
+    if placed is None:
         return None
-    said = record.said.greatest_amount
-    return record.placed.amount if said is None else max(said, record.placed.amount)
+    known = [placed.amount, said.greatest_amount]
+    if placed.client_order_id is None:
+        # Of somebody else: if it was placed by its cost, all that is known of its amount is how
+        # much of it was filled.
+        known.append(said.greatest_filled)
+    return max(amount for amount in known if amount is not None)
 
 
 def _settle(record: OrderRecord) -> OrderRecord:
