@@ -8,9 +8,9 @@ import struct
 from collections.abc import AsyncIterator
 
 import pytest
-from engines import CONCURRENT_TIERS
+from engines import CONCURRENT_TIERS, execute
 from rows import session
-from sqlalchemy import text
+from sqlalchemy import make_url, text
 from sqlalchemy.pool import NullPool
 
 from kurisu.errors import ConfigError, DatabaseError, MigrationNeeded, WriteRefused
@@ -87,6 +87,27 @@ class TestSessions:
         async with transaction(store.database) as connection:
             for name, value in (("application_name", "kurisu"), ("timezone", "UTC")):
                 assert await connection.scalar(text(f"SHOW {name}")) == value
+
+    @pytest.mark.parametrize("tier", CONCURRENT_TIERS, indirect=True)
+    async def test_the_defaults_of_a_database_are_not_those_of_kurisu(self, url: str) -> None:
+        """A lock is worth nothing to a transaction whose view of the data is older than it."""
+        wanted = {"transaction_isolation": "read committed", "timezone": "UTC",
+                  "intervalstyle": "postgres", "standard_conforming_strings": "on"}  # fmt: skip
+        await execute(url, *(
+            f"ALTER DATABASE {make_url(url).database} SET {name} = '{other}'"
+            for name, other in {"default_transaction_isolation": "repeatable read",
+                                "timezone": "America/New_York", "intervalstyle": "iso_8601",
+                                "standard_conforming_strings": "off"}.items()
+        ))  # fmt: skip
+        database = make_engine(url)
+        for begun in (transaction, autocommit):
+            async with begun(database) as connection:
+                for name, value in wanted.items():
+                    assert await connection.scalar(text(f"SHOW {name}")) == value
+        await database.dispose()
+        pooled = make_engine(str(make_url(url).update_query_dict({"pgbouncer": "true"})))
+        async with transaction(pooled) as connection:
+            assert await connection.scalar(text("SHOW transaction_isolation")) == "read committed"
 
     @pytest.mark.parametrize("tier", ["plain"], indirect=True)
     async def test_the_name_may_be_another(self, url: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Final, cast
 import pytest
 from bars import START, as_table, minutes
 from engines import EDITIONS, NATIVE_TIMESCALEDB, Servers, execute
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from kurisu.errors import EngineRefused
@@ -23,10 +24,10 @@ from kurisu.store.store import Store, open_store, upgrade
 #: 'timescale' as its last word. Nobody else may be using the server.
 LICENSE_COMMAND: Final = "KURISU_TEST_TIMESCALEDB_LICENSE_COMMAND"
 
-Found = namedtuple("Found", "version_num version extension license available preloaded")
+Found = namedtuple("Found", "version_num version extension license available preloaded hidden")
 Data = namedtuple("Data", "aggregates compressed")
-PLAIN: Final = Found(180_001, "18.1", None, None, None, False)
-COMMUNITY: Final = Found(170_005, "17.5", "2.24.0", "timescale", "2.25.1", True)
+PLAIN: Final = Found(180_001, "18.1", None, None, None, False, None)
+COMMUNITY: Final = Found(170_005, "17.5", "2.24.0", "timescale", "2.25.1", True, None)
 
 
 class Server:
@@ -111,6 +112,19 @@ class TestRefused:
     async def test_an_extension_that_the_server_has_not_loaded(self, unloaded: str | None) -> None:
         with pytest.raises(EngineRefused, match="not loaded by the server.*shared_preload"):
             await detect(COMMUNITY._replace(license=unloaded, preloaded=False))
+
+    async def test_an_extension_that_is_not_on_the_search_path(
+        self, store: Store, tier: str
+    ) -> None:
+        with pytest.raises(EngineRefused, match=r"schema ts .* SET search_path = public, ts$"):
+            await detect(COMMUNITY._replace(hidden="ts"))
+        async with transaction(store.database) as connection:
+            await connection.execute(text("SET LOCAL search_path = pg_catalog"))
+            if tier == "plain":
+                await module.detect(connection)
+            else:
+                with pytest.raises(EngineRefused, match="TimescaleDB is in the schema public"):
+                    await module.detect(connection)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,19 @@ CONNECT_TIMEOUT_S: Final = 30
 POOL_SIZE: Final = 5
 MAX_OVERFLOW: Final = 15
 
+#: Every lock here is taken before what it protects is read, so each statement has to see what was
+#: committed before it. A server, a database or a role may have another default.
+ISOLATION: Final = "READ COMMITTED"
+
+#: What a session has to be like, whatever the server, the database or the role prefer: times,
+#: lengths of time and literals read the same everywhere.
+SESSION: Final = {
+    "timezone": "UTC",
+    "intervalstyle": "postgres",
+    "standard_conforming_strings": "on",
+    "default_transaction_isolation": ISOLATION.lower(),
+}
+
 #: What may stand behind the ? of a database URL, beside libpq's sslmode.
 _OPTIONS: Final = (
     "application_name", "connect_timeout", "gsslib", "host", "krbsrvname", "passfile", "password",
@@ -70,7 +83,7 @@ def make_engine(url: str) -> AsyncEngine:
     options: dict[str, Any] = {"pool_size": POOL_SIZE, "max_overflow": MAX_OVERFLOW}
     arguments: dict[str, Any] = {
         "timeout": CONNECT_TIMEOUT_S,
-        "server_settings": {"application_name": "kurisu", "timezone": "UTC"},
+        "server_settings": {"application_name": "kurisu", **SESSION},
     }
     query = dict(parsed.query)
     if "application_name" in query:
@@ -83,7 +96,9 @@ def make_engine(url: str) -> AsyncEngine:
         arguments["prepared_statement_name_func"] = lambda: f"kurisu_{uuid4().hex}"
         arguments["server_settings"] = {}
         query["prepared_statement_cache_size"] = "0"
-    return create_async_engine(parsed.set(query=query), connect_args=arguments, **options)
+    return create_async_engine(
+        parsed.set(query=query), connect_args=arguments, isolation_level=ISOLATION, **options
+    )
 
 
 def _seconds(given: object) -> int:

@@ -59,7 +59,8 @@ class Engine:
 
 
 # The tier of a server. Columns: version_num (150018), version, extension (version or null),
-# license ('timescale', 'apache' or null), available (version or null), preloaded.
+# license ('timescale', 'apache' or null), available (version or null), preloaded, hidden (the
+# extension's schema if its functions are not found without it, else null).
 DETECT: Final = """
 SELECT current_setting('server_version_num')::integer AS version_num,
        split_part(current_setting('server_version'), ' ', 1) AS version,
@@ -67,7 +68,9 @@ SELECT current_setting('server_version_num')::integer AS version_num,
        current_setting('timescaledb.license', true) AS license,
        (SELECT default_version FROM pg_available_extensions WHERE name = 'timescaledb')
            AS available,
-       current_setting('timescaledb.license', true) IS NOT NULL AS preloaded
+       current_setting('timescaledb.license', true) IS NOT NULL AS preloaded,
+       (SELECT nspname FROM pg_extension JOIN pg_namespace n ON n.oid = extnamespace
+         WHERE extname = 'timescaledb' AND nspname <> ALL (current_schemas(true))) AS hidden
 """
 
 # What only Community can read. Columns: aggregates, compressed (counts).
@@ -97,6 +100,12 @@ async def detect(connection: AsyncConnection) -> Engine:
         raise EngineRefused(
             f"this database has TimescaleDB {row.extension}; Kurisu needs {wanted} or newer. "
             "Install a newer one on the server, then run ALTER EXTENSION timescaledb UPDATE."
+        )
+    if row.hidden is not None:
+        raise EngineRefused(
+            f"TimescaleDB is in the schema {row.hidden} of this database, which is not on the "
+            "search path, so that nobody finds its functions. Add it behind the others, for "
+            f"example: ALTER DATABASE ... SET search_path = public, {row.hidden}"
         )
     if row.license == "timescale":
         return Engine(Edition.COMMUNITY, row.version, row.extension, available)

@@ -220,7 +220,7 @@ async def _create_rollups(connection: AsyncConnection) -> list[str]:
         if await _relkind(connection, relation) is None:
             length = f"{frame.seconds} seconds"
             await connection.exec_driver_sql(_create_rollup(frame.name, length, source))
-            table = await materialization(connection, frame.name)
+            table = await _own_table(connection, frame.name)
             # The order of reads; TimescaleDB's own choice would be one index a column. Unique,
             # because overlapping refreshes (ours and a policy's) store a bar twice in 2.21 to 2.28:
             # now the later one fails, and is repeated.
@@ -243,6 +243,27 @@ async def _create_rollups(connection: AsyncConnection) -> list[str]:
             )
         )
     return done
+
+
+async def _own_table(connection: AsyncConnection, name: str) -> str:
+    """The table behind an aggregate, where this role may put an index on it; quoted.
+
+    TimescaleDB makes it in a schema of its own. Only a superuser may create anything there, an
+    index included, and a role without that (on a managed server, say) moves its table to where its
+    other tables are. An index on the aggregate itself is for everybody, but never unique.
+    """
+    table = await materialization(connection, name)
+    schema = await connection.scalar(
+        text(
+            "SELECT quote_ident(current_schema()) FROM pg_class WHERE oid = to_regclass(:table) "
+            "AND NOT has_schema_privilege(relnamespace, 'CREATE')"
+        ),
+        {"table": table},
+    )
+    if schema is None:
+        return table
+    await connection.execute(text(f"ALTER TABLE {table} SET SCHEMA {schema}"))
+    return await materialization(connection, name)
 
 
 # Since 2.23 TimescaleDB does not notice what COPY puts into a hypertable that has a statement
