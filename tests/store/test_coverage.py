@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -14,7 +15,14 @@ from rows import coverage, fetch, stored, value
 
 from kurisu.domain.timeframe import BASE, TIMEFRAMES, timeframe
 from kurisu.store.connect import transaction
-from kurisu.store.coverage import Stretch, forget_dropped, overlay, state
+from kurisu.store.coverage import (
+    REASON_LENGTH,
+    Stretch,
+    by_time,
+    forget_dropped,
+    overlay,
+    state,
+)
 from kurisu.store.coverage_read import Gap
 from kurisu.store.markets import Market
 from kurisu.store.store import Store
@@ -58,7 +66,7 @@ def disjoint(draw: st.DrawFn) -> list[Stretch]:
         if not taken & set(range(since, until)):
             taken |= set(range(since, until))
             found.append(stretch(since, until, status, source))
-    return sorted(found)
+    return sorted(found, key=by_time)
 
 
 class TestOverlay:
@@ -124,6 +132,19 @@ class TestStated:
         for since in (5, 15, 0, 10):
             await say(store, market, stretch(since, since + 5, "empty", "rest"))
         assert await coverage(store, market) == [(START, START + 20 * MINUTE, "empty", "rest")]
+
+    async def test_the_newest_reason_is_the_one_that_is_kept(
+        self, store: Store, market: Market
+    ) -> None:
+        whole = stretch(0, 10, "failed", "rest")
+        await say(store, market, replace(whole, reason="time-out"))
+        news = [replace(stretch(2, 5, "failed", "rest"), reason="x" * REASON_LENGTH)]
+        assert await say(store, market, replace(news[0], reason="x" * 600)) == news
+        assert await say(store, market, *news) == []
+        at = START, START + 10 * MINUTE
+        assert [one.reason for one in await store.candles.coverage(market, "1m", *at)] == [
+            "time-out", "x" * REASON_LENGTH, "time-out",
+        ]  # fmt: skip
 
     async def test_markets_and_timeframes_are_apart(
         self, store: Store, market: Market, other_market: Market

@@ -18,7 +18,7 @@ from rows import coverage, fetch, session
 from kurisu.domain.timeframe import TIMEFRAMES
 from kurisu.errors import WriteRefused
 from kurisu.store.connect import transaction
-from kurisu.store.coverage import Stretch, state, without
+from kurisu.store.coverage import Stretch, state, unknown, without
 from kurisu.store.markets import Market
 from kurisu.store.store import Store
 
@@ -61,19 +61,19 @@ def disjoint(draw: st.DrawFn) -> list[Stretch]:
 def test_without_takes_away_every_minute_of_the_holes(
     ranges: list[Stretch], holes: list[Stretch]
 ) -> None:
-    left = without(ranges, holes, same_status=False)
+    left = without(ranges, holes)
     gone = minutes_of(holes)
     assert minutes_of(left) == {t: s for t, s in minutes_of(ranges).items() if t not in gone}
     assert all(a.until <= b.since for a, b in pairwise(left))
 
 
 @given(disjoint(), disjoint())
-def test_without_same_status_takes_away_only_holes_of_that_status(
-    ranges: list[Stretch], holes: list[Stretch]
+def test_unknown_is_what_nobody_has_said_with_that_status(
+    stated: list[Stretch], known: list[Stretch]
 ) -> None:
-    gone = {time: status for time, (status, _) in minutes_of(holes).items()}
-    assert minutes_of(without(ranges, holes, same_status=True)) == {
-        time: said for time, said in minutes_of(ranges).items() if gone.get(time) != said[0]
+    before = {time: status for time, (status, _) in minutes_of(known).items()}
+    assert minutes_of(unknown(stated, known)) == {
+        time: said for time, said in minutes_of(stated).items() if before.get(time) != said[0]
     }
 
 

@@ -14,9 +14,9 @@ from rows import fetch
 from kurisu.domain.trade import Trade
 from kurisu.errors import WriteRefused
 from kurisu.store.connect import transaction
+from kurisu.store.coverage import missing
 from kurisu.store.markets import Market
 from kurisu.store.store import Store
-from kurisu.store.trade_coverage import missing
 
 START: Final = datetime(2024, 3, 5, tzinfo=UTC)
 PLAIN: Final = pytest.mark.parametrize("tier", ["plain"], indirect=True)

@@ -16,12 +16,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import re
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from difflib import get_close_matches
 from typing import Final, Protocol
@@ -33,9 +32,7 @@ from kurisu.errors import (
     BadSymbol,
     ExchangeError,
     ExchangeUnavailable,
-    InMaintenance,
     InvalidArgument,
-    KurisuError,
     NotFound,
     NotOffered,
 )
@@ -51,9 +48,10 @@ from kurisu.exchange.ccxt_adapter import CcxtExchange
 from kurisu.exchange.clock import from_ms, to_ms
 from kurisu.exchange.port import Exchange
 from kurisu.exchange.venues import CAUTIOUS_LIMIT
-from kurisu.ingest.candle_writer import Fetched, MarketWriter, Problem, patiently
-from kurisu.ingest.outages import Span, Witnesses
-from kurisu.store.coverage import Stretch
+from kurisu.ingest.candle_writer import Fetched, MarketWriter
+from kurisu.ingest.outages import Witnesses
+from kurisu.ingest.problems import Problem, first_error, merged, patiently, problem_of
+from kurisu.store.coverage import Stretch, missing
 from kurisu.store.markets import Market
 from kurisu.store.store import Store
 
@@ -71,8 +69,6 @@ SOURCE: Final = "rest"
 STATUSES: Final = ("complete", "empty", "outage", "failed", "missing", "young")
 
 _DAY: Final = TIMEFRAMES["1d"]
-#: The parameters of a request: the reasons of neighbouring pages differ in nothing else.
-_QUERY: Final = re.compile(r"(?<=\w)\?\w+=\S*")
 
 
 class Watch(Protocol):
@@ -137,21 +133,6 @@ class BackfillReport:
     @property
     def is_done(self) -> bool:
         return all(one.is_done for one in self.markets)
-
-
-def holes(known: Sequence[Stretch], since: datetime, until: datetime) -> list[Span]:
-    """The parts of [since, until) that are neither complete nor empty."""
-    found = []
-    at = since
-    for one in known:
-        if one.status not in ("complete", "empty"):
-            continue
-        if one.since > at:
-            found.append((at, min(one.since, until)))
-        at = max(at, one.until)
-    if at < until:
-        found.append((at, until))
-    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,7 +285,7 @@ class Backfill:
                 for _ in range(self._walkers):
                     group.create_task(self._walk_all())
         except BaseExceptionGroup as failed:
-            raise _first(failed) from None
+            raise first_error(failed) from None
         finally:
             # Cancelled or not: what has arrived is stored.
             for plan in plans:
@@ -344,7 +325,7 @@ class Backfill:
         since, until = report.since, report.until
         candles, market = self._store.candles, plan.market
         known = await patiently(lambda: candles.coverage(market, frame, since, until))
-        wanted = holes(known, since, until)
+        wanted = missing(known, since, until)
         plan.report.requested = sum(frame.count(*hole) for hole in wanted)
         if self._watch is not None:
             self._watch.begin(report.market, plan.report.requested)
@@ -499,11 +480,9 @@ class Backfill:
 
     def _fail(self, plan: _Plan, since: datetime, until: datetime, error: ExchangeError) -> None:
         """State that a stretch was asked for in vain."""
-        status = "outage" if isinstance(error, InMaintenance) else "failed"
-        passes = isinstance(error, ExchangeUnavailable)
-        reason = _QUERY.sub("", error.reason)
-        plan.report.problems.append(Problem(since, until, status, reason, passes))
-        known = [Stretch(since, until, status, SOURCE, reason)]
+        problem = problem_of(since, until, error)
+        plan.report.problems.append(problem)
+        known = [Stretch(since, until, problem.status, SOURCE, problem.reason)]
         plan.writer.put_nowait(Fetched(since, until, candle_table([]), known, None))
 
     def _close(self, plan: _Plan) -> None:
@@ -535,39 +514,13 @@ class Backfill:
         for one in report.left:
             if one.status in ("missing", "young"):
                 report.bars[one.status] += self._frame.count(one.since, one.until)
-        report.problems = _merged(report.problems)
+        report.problems = merged(report.problems)
 
 
 def _earlier(frame: Timeframe, at: datetime, bars: int) -> datetime:
     for _ in range(bars):
         at = frame.open_time(at - timedelta(microseconds=1))
     return at
-
-
-def _merged(problems: Sequence[Problem]) -> list[Problem]:
-    """By time; neighbours with one reason are one."""
-    merged: list[Problem] = []
-    for one in sorted(problems, key=lambda p: (p.since, p.until)):
-        last = merged[-1] if merged else None
-        same = last is not None and (last.status, last.reason) == (one.status, one.reason)
-        if last is not None and same and last.until >= one.since:
-            merged[-1] = replace(last, until=max(last.until, one.until))
-        else:
-            merged.append(one)
-    return merged
-
-
-def _first(failed: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The exception that says most: Kurisu's own before others."""
-    leaves: list[BaseException] = []
-    pending: list[BaseException] = [failed]
-    while pending:
-        one = pending.pop(0)
-        if isinstance(one, BaseExceptionGroup):
-            pending += one.exceptions
-        else:
-            leaves.append(one)
-    return next((one for one in leaves if isinstance(one, KurisuError)), leaves[0])
 
 
 async def run_backfill(

@@ -8,45 +8,27 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import pyarrow as pa
 
 from kurisu.domain.faults import Reject
 from kurisu.domain.timeframe import Timeframe
-from kurisu.errors import DatabaseError, EngineRefused, MigrationNeeded, WriteRefused
+from kurisu.ingest.problems import Problem, concat, patiently
 from kurisu.store.candle_rows import from_us, times_us
 from kurisu.store.candles import why_rejected
-from kurisu.store.coverage import Stretch
+from kurisu.store.coverage import Stretch, by_time
 from kurisu.store.markets import Market
 from kurisu.store.store import Store
 
 if TYPE_CHECKING:
     from kurisu.ingest.backfill import MarketBackfill, Watch
 
-T = TypeVar("T")
-
 #: Pages of a market that wait to be stored, at most; a killed process loses them.
 WAITING_PAGES: Final = 32
-#: A database that restarts is back in seconds: a write is tried so often, with such pauses.
-DATABASE_ATTEMPTS: Final = 8
-FIRST_PAUSE_S: Final = 0.25
-LONGEST_PAUSE_S: Final = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """A stretch that could not be fetched, and why. passes: asking again later may help."""
-
-    since: datetime
-    until: datetime
-    status: str
-    reason: str
-    passes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +124,7 @@ class MarketWriter:
         table = concat([one.table for one in batch])
         await self._make_room(table)
         now = max((one.now for one in batch if one.now is not None), default=datetime.now(UTC))
-        known = sorted(stretch for one in batch for stretch in one.known)
-        # Stored or not before the connection broke: storing it again changes nothing.
+        known = sorted((stretch for one in batch for stretch in one.known), key=by_time)
         written = await patiently(
             lambda: self._store.candles.write_fetched(
                 self._market, self._frame, table, known, now=now
@@ -187,42 +168,3 @@ class MarketWriter:
         self._oldest = oldest
         if note is not None:
             self._report.notes.append(note)
-
-
-async def patiently(call: Callable[[], Awaitable[T]]) -> T:
-    """`await call()`, again while the database restarts. Raises what it said last."""
-    for attempt in range(DATABASE_ATTEMPTS):
-        try:
-            return await call()
-        except (WriteRefused, EngineRefused, MigrationNeeded):
-            raise
-        except DatabaseError:
-            if attempt + 1 == DATABASE_ATTEMPTS:
-                raise
-            await asyncio.sleep(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**attempt))
-    raise AssertionError("the loop returns or raises")  # pragma: no cover
-
-
-def concat(tables: list[pa.Table]) -> pa.Table:
-    """One table of several; a column is text in all of them if it is in one."""
-    rows = [table for table in tables if table.num_rows] or tables[:1]
-    schema = rows[0].schema
-    if any(table.schema != schema for table in rows):
-        text = {
-            name
-            for table in rows
-            for name in table.column_names
-            if pa.types.is_string(table.schema.field(name).type)
-        }
-        rows = [
-            pa.table(
-                {
-                    name: table.column(name).cast(pa.string())
-                    if name in text
-                    else table.column(name)
-                    for name in table.column_names
-                }
-            )
-            for table in rows
-        ]
-    return pa.concat_tables(rows)

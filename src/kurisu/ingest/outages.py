@@ -20,7 +20,7 @@ from kurisu.exchange.candles import CandlePage, PageStatus, candle_pages
 from kurisu.exchange.clock import from_ms, to_ms
 from kurisu.exchange.port import Exchange
 from kurisu.exchange.venues import CAUTIOUS_LIMIT
-from kurisu.ingest.candle_writer import patiently
+from kurisu.ingest.problems import patiently
 from kurisu.store.coverage import common
 from kurisu.store.store import Store
 

@@ -15,44 +15,31 @@ import asyncio
 import itertools
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Final, Protocol, TypeVar
-
-import pyarrow as pa
+from typing import Final, Protocol
 
 from kurisu.domain.faults import Reject, TradeConflict
 from kurisu.domain.trade import IdSpace
 from kurisu.errors import (
     BadSymbol,
-    DatabaseError,
-    EngineRefused,
     ExchangeError,
     ExchangeUnavailable,
     IdSpaceConflict,
     IndistinctTrades,
     InvalidArgument,
-    MigrationNeeded,
-    WriteRefused,
 )
 from kurisu.exchange.candles import PageStatus
 from kurisu.exchange.clock import from_ms, to_ms
 from kurisu.exchange.port import Exchange
 from kurisu.exchange.trades import TradePage, trade_pages
 from kurisu.exchange.venues import TradePaging
-from kurisu.ingest.candle_writer import (
-    DATABASE_ATTEMPTS,
-    FIRST_PAUSE_S,
-    LONGEST_PAUSE_S,
-    Problem,
-)
+from kurisu.ingest.problems import Problem, concat, first_error, merged, patiently, problem_of
+from kurisu.store.coverage import Stretch, missing
 from kurisu.store.markets import Market
 from kurisu.store.store import Store
-from kurisu.store.trade_coverage import TradeStretch, missing
-
-T = TypeVar("T")
 
 #: What `trade_coverage` names as the source.
 SOURCE: Final = "rest"
@@ -104,7 +91,7 @@ class MarketTradeBackfill:
     rejects: list[Reject] = field(default_factory=list)
     conflicts: list[TradeConflict] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
-    coverage: list[TradeStretch] = field(default_factory=list)
+    coverage: list[Stretch] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -181,7 +168,7 @@ async def backfill_trades(
             for _ in range(max(1, min(concurrency, len(walks)))):
                 group.create_task(work())
     except BaseExceptionGroup as failed:
-        raise _first(failed) from None
+        raise first_error(failed) from None
     report.notes = list(dict.fromkeys(note for one in report.markets for note in one.notes))
     report.seconds = time.perf_counter() - started
     return report
@@ -228,7 +215,7 @@ class _MarketWalk:
         known = await self._coverage()
         wanted = missing(known, report.since, report.until)
         report.requested = sum((until - since for since, until in wanted), timedelta())
-        report.id_space = await steadily(lambda: self._store.trades.id_space(self._market))
+        report.id_space = await patiently(lambda: self._store.trades.id_space(self._market))
         if self._watch is not None:
             self._watch.begin(report.market, report.requested.total_seconds())
         writer = asyncio.create_task(self._store_all())
@@ -297,7 +284,7 @@ class _MarketWalk:
             except IndistinctTrades as error:
                 # Around that one millisecond.
                 lost = max(at, from_ms(error.time_ms))
-                await self._fail(lost, min(until, lost + _MS), error.reason)
+                await self._fail(problem_of(lost, min(until, lost + _MS), error))
                 at = lost + _MS
             except ExchangeUnavailable as error:
                 resumes += 1
@@ -306,28 +293,29 @@ class _MarketWalk:
                     self._failures += 1
                     if self._failures > self._walkers:
                         self.stopped = error
-                    await self._fail(at, until, error.reason)
+                    await self._fail(problem_of(at, until, error))
                     return
             except ExchangeError as error:
                 self.stopped = error
             except IdSpaceConflict as error:
                 self._refuse(at, until, error)
         if self.stopped is not None and at < until:
-            await self._fail(at, until, self.stopped.reason)
+            await self._fail(problem_of(at, until, self.stopped))
 
     def _refuse(self, since: datetime, until: datetime, error: IdSpaceConflict) -> None:
         """The exchange's ids are of another kind: nothing can be stored of this market."""
         self._refused = True
         self._report.problems.append(Problem(since, until, "refused", str(error)))
 
-    async def _fail(self, since: datetime, until: datetime, reason: str) -> None:
+    async def _fail(self, problem: Problem) -> None:
         """State that a stretch was asked for in vain."""
-        self._report.problems.append(Problem(since, until, "failed", reason))
-        await steadily(
+        self._report.problems.append(problem)
+        await patiently(
             lambda: self._store.trades.state_many(
-                [(self._market, since, until)], status="failed", source=SOURCE, reason=reason
+                [(self._market, problem.since, problem.until)],
+                status=problem.status, source=SOURCE, reason=problem.reason,
             )
-        )
+        )  # fmt: skip
 
     # -- storing ------------------------------------------------------------------------------
 
@@ -350,7 +338,7 @@ class _MarketWalk:
         for page in pages:
             if page.status is not PageStatus.ANSWERED:
                 reason = f"{self._exchange.name} does not give it: it keeps only the newest trades"
-                await self._fail(page.since, page.until, reason)
+                await self._fail(Problem(page.since, page.until, "failed", reason))
         if whole and not self._refused:
             try:
                 await self._write(whole)
@@ -363,9 +351,9 @@ class _MarketWalk:
 
     async def _write(self, pages: Sequence[TradePage]) -> None:
         report = self._report
-        table = pa.concat_tables(page.table for page in pages)
+        table = concat([page.table for page in pages])
         spaces = {page.id_space for page in pages if page.table.num_rows}
-        written = await steadily(
+        written = await patiently(
             lambda: self._store.trades.write(
                 self._market, table,
                 id_space=next(iter(spaces), None),
@@ -383,42 +371,25 @@ class _MarketWalk:
         report.conflicts += written.conflicts
         report.notes += written.notes
 
-    async def _coverage(self) -> list[TradeStretch]:
+    async def _coverage(self) -> list[Stretch]:
         report = self._report
-        return await steadily(
+        return await patiently(
             lambda: self._store.trades.coverage(self._market, report.since, report.until)
         )
 
     async def _conclude(self) -> None:
         """What is known of the whole range now."""
         report = self._report
-        report.problems.sort(key=lambda problem: problem.since)
+        report.problems = merged(report.problems)
         at = report.since
         for one in await self._coverage():
             since, until = max(one.since, report.since), min(one.until, report.until)
             if since > at:
-                report.coverage.append(TradeStretch(at, since, "missing", ""))
-            report.coverage.append(TradeStretch(since, until, one.status, one.source, one.reason))
+                report.coverage.append(Stretch(at, since, "missing", ""))
+            report.coverage.append(Stretch(since, until, one.status, one.source, one.reason))
             at = until
         if at < report.until:
-            report.coverage.append(TradeStretch(at, report.until, "missing", ""))
-
-
-async def steadily(call: Callable[[], Awaitable[T]]) -> T:
-    """`call()`, again while the database is away: one that restarts is back in seconds.
-
-    Written or not: writing it again changes nothing.
-    """
-    for attempt in range(DATABASE_ATTEMPTS):
-        try:
-            return await call()
-        except (WriteRefused, EngineRefused, MigrationNeeded):
-            raise
-        except DatabaseError:
-            if attempt + 1 == DATABASE_ATTEMPTS:
-                raise
-            await asyncio.sleep(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**attempt))
-    raise DatabaseError("no attempt was made")
+            report.coverage.append(Stretch(at, report.until, "missing", ""))
 
 
 async def _either(work: Coroutine[None, None, None], other: asyncio.Task[None]) -> None:
@@ -428,11 +399,3 @@ async def _either(work: Coroutine[None, None, None], other: asyncio.Task[None]) 
         await asyncio.wait({mine, other}, return_when=asyncio.FIRST_COMPLETED)
     finally:
         mine.cancel()
-
-
-def _first(failed: BaseExceptionGroup[BaseException]) -> BaseException:
-    """What made the others stop."""
-    one: BaseException = failed
-    while isinstance(one, BaseExceptionGroup):
-        one = one.exceptions[0]
-    return one

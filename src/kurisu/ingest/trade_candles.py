@@ -26,7 +26,6 @@ from kurisu.store.candle_rows import NUMBERS, differs, from_us, times_us, to_us,
 from kurisu.store.coverage import Stretch
 from kurisu.store.markets import Market
 from kurisu.store.store import Store
-from kurisu.store.trade_coverage import TradeStretch
 
 #: Differences that the report lists; the counts are always whole.
 MAX_LISTED: Final = 10_000
@@ -146,7 +145,7 @@ def _ties(
     return found
 
 
-def whole_minutes(known: Sequence[TradeStretch], since: datetime, until: datetime) -> list[Span]:
+def whole_minutes(known: Sequence[Stretch], since: datetime, until: datetime) -> list[Span]:
     """Minutes of [since, until) whose trades are complete, as stretches."""
     spans: list[Span] = []
     for one in known:

@@ -79,7 +79,7 @@ def _failed(
                 opened,
                 Stretch(opened, frame.close_time(opened), "failed", source, why_rejected(reject)),
             )
-    return sorted(failed.values())
+    return sorted(failed.values(), key=coverage.by_time)
 
 
 def why_rejected(reject: Reject) -> str:

@@ -1,15 +1,17 @@
 """Coverage: which stretches of time are known, and how (`candle_coverage`).
 
 Ranges of one market and timeframe never overlap. A later statement about a stretch replaces an
-earlier one, except that nothing but rows being stored makes it `complete`.
+earlier one, except that nothing but rows being stored makes it `complete`. Trades have a table of
+their own (`trade_coverage`); what is said of stretches here holds for both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Final, TypeVar
+from operator import attrgetter
+from typing import Any, Final
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -22,29 +24,35 @@ REASON_LENGTH: Final = 500
 MARKET_LOCK: Final = 1_264_939_593
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True)
 class Stretch:
     """A known stretch.
 
-    since, until: open time of the first bar, close time of the last (exclusive).
+    since, until: of candles the open time of the first bar and the close time of the last
+        (exclusive); of trades whole milliseconds.
     status: complete, empty, outage or failed.
     source: what said so, e.g. "file", "rest", "stream".
-    reason: why, of outages and failures; two that differ in nothing else are equal.
+    reason: why, of outages and failures.
     """
 
     since: datetime
     until: datetime
     status: str
     source: str
-    reason: str | None = field(default=None, compare=False)
+    reason: str | None = None
 
     @property
     def kind(self) -> tuple[str | None, ...]:
         """What neighbours have to share to be one stretch."""
         return self.status, self.source, self.reason
 
+    @property
+    def said(self) -> tuple[str, str | None]:
+        """What is news if it differs; who says it is not."""
+        return self.status, self.reason
 
-S = TypeVar("S", bound=Stretch)
+
+by_time: Final = attrgetter("since", "until")
 
 
 # Stretches that touch or overlap a range. Parameters: market_id, timeframe, since, until.
@@ -92,16 +100,16 @@ SELECT :market_id, :timeframe, r.since, r.until, r.status, r.source, r.reason
 """
 
 
-def overlay(known: Sequence[S], stated: Sequence[S]) -> list[S]:
+def overlay(known: Sequence[Stretch], stated: Sequence[Stretch]) -> list[Stretch]:
     """`known` with `stated` laid over it: sorted, disjoint, neighbours of one kind joined.
 
     Both are sorted and disjoint. A stated stretch that only repeats what is known (the same status
-    there) changes nothing, its source included.
+    for the same reason) changes nothing, its source included.
     """
-    news = without(stated, known, same_status=True)
-    kept = without(known, news, same_status=False)
-    joined: list[S] = []
-    for found in sorted([*kept, *news]):
+    news = unknown(stated, known)
+    kept = without(known, news)
+    joined: list[Stretch] = []
+    for found in sorted([*kept, *news], key=by_time):
         last = joined[-1] if joined else None
         if last and last.until == found.since and last.kind == found.kind:
             joined[-1] = replace(last, until=found.until)
@@ -110,9 +118,16 @@ def overlay(known: Sequence[S], stated: Sequence[S]) -> list[S]:
     return joined
 
 
-def without(ranges: Sequence[S], holes: Sequence[S], *, same_status: bool) -> list[S]:
-    """`ranges` minus `holes`; with `same_status` only holes of a range's own status count."""
-    result: list[S] = []
+def unknown(stated: Sequence[Stretch], known: Sequence[Stretch]) -> list[Stretch]:
+    """What of `stated` is not known yet; both are sorted and disjoint."""
+    return without(stated, known, repeated=True)
+
+
+def without(
+    ranges: Sequence[Stretch], holes: Sequence[Stretch], *, repeated: bool = False
+) -> list[Stretch]:
+    """`ranges` minus `holes`; with `repeated` only holes that say the same count."""
+    result: list[Stretch] = []
     start = 0
     for found in ranges:
         since = found.since
@@ -121,7 +136,7 @@ def without(ranges: Sequence[S], holes: Sequence[S], *, same_status: bool) -> li
         at = start
         while at < len(holes) and holes[at].since < found.until:
             hole = holes[at]
-            if not same_status or hole.status == found.status:
+            if not repeated or hole.said == found.said:
                 if hole.since > since:
                     result.append(replace(found, since=since, until=hole.since))
                 since = max(since, hole.until)
@@ -129,6 +144,15 @@ def without(ranges: Sequence[S], holes: Sequence[S], *, same_status: bool) -> li
         if since < found.until:
             result.append(replace(found, since=since, until=found.until))
     return result
+
+
+def missing(
+    known: Sequence[Stretch], since: datetime, until: datetime
+) -> list[tuple[datetime, datetime]]:
+    """The parts of [since, until) that are neither complete nor confirmed to be empty, by time."""
+    whole = [Stretch(since, until, "", "")] if since < until else []
+    sure = [one for one in known if one.status in ("complete", "empty")]
+    return [(one.since, one.until) for one in without(whole, sure)]
 
 
 def common(
@@ -154,7 +178,7 @@ async def state(
 
     The caller holds the market's lock.
     """
-    wanted = sorted(stated)
+    wanted = sorted(map(cut, stated), key=by_time)
     if not wanted:
         return []
     key = {"market_id": market_id, "timeframe": frame.name}
@@ -164,7 +188,14 @@ async def state(
     known = [Stretch(*row) for row in rows]
     after = overlay(known, wanted)
     await _replace(connection, key, known, after)
-    return without(wanted, known, same_status=True)
+    return unknown(wanted, known)
+
+
+def cut(stretch: Stretch) -> Stretch:
+    """With as much of its reason as is kept."""
+    if stretch.reason is None or len(stretch.reason) <= REASON_LENGTH:
+        return stretch
+    return replace(stretch, reason=stretch.reason[:REASON_LENGTH])
 
 
 #: What a fetch may say over what is known. Candles that are stored stay known as stored, and that
@@ -181,16 +212,16 @@ def yielding(stated: Sequence[Stretch], known: Sequence[Stretch]) -> list[Stretc
     """What is left of `stated` where it does not contradict better knowledge; both disjoint."""
     left: list[Stretch] = []
     for status, better in _YIELDS_TO.items():
-        said = sorted(s for s in stated if s.status == status)
-        left += without(said, [k for k in known if k.status in better], same_status=False)
-    return sorted(left)
+        said = sorted((s for s in stated if s.status == status), key=by_time)
+        left += without(said, [k for k in known if k.status in better])
+    return sorted(left, key=by_time)
 
 
 async def state_fetched(
     connection: AsyncConnection, market_id: int, frame: Timeframe, stated: Iterable[Stretch]
 ) -> list[Stretch]:
     """As `state`, for what a fetch found out: it never takes back that candles are stored."""
-    wanted = sorted(stated)
+    wanted = sorted(stated, key=by_time)
     if not wanted:
         return []
     known = await read(connection, market_id, frame, wanted[0].since, wanted[-1].until)
@@ -242,7 +273,7 @@ async def forget(
     known = await read(connection, market_id, frame, spans[0][0], spans[-1][1])
     gone = [Stretch(*span, "", "") for span in spans]
     key = {"market_id": market_id, "timeframe": frame.name}
-    await _replace(connection, key, known, without(known, gone, same_status=False))
+    await _replace(connection, key, known, without(known, gone))
 
 
 # Where the first known stretch begins. Parameters: market_id, timeframe, status (or null). Columns:
@@ -278,25 +309,41 @@ async def read(
 
 async def _replace(
     connection: AsyncConnection,
-    key: dict[str, Any],
+    key: Mapping[str, Any],
     known: Sequence[Stretch],
     after: Sequence[Stretch],
 ) -> None:
+    await replace_rows(connection, DELETE, INSERT, key, known, after)
+
+
+async def replace_rows(
+    connection: AsyncConnection,
+    delete: str,
+    insert: str,
+    key: Mapping[str, Any],
+    known: Sequence[Stretch],
+    after: Sequence[Stretch],
+) -> None:
+    """Make the rows `known` the rows `after`; what is in both is left alone.
+
+    delete: takes `sinces`. insert: takes `sinces`, `untils`, `statuses`, `sources`, `reasons`.
+    Both take `key`.
+    """
     before, later = set(known), set(after)
     gone = [k.since for k in known if k not in later]
     new = [a for a in after if a not in before]
     if gone:
-        await connection.execute(text(DELETE), {**key, "sinces": gone})
+        await connection.execute(text(delete), {**key, "sinces": gone})
     if new:
         await connection.execute(
-            text(INSERT),
+            text(insert),
             {
                 **key,
                 "sinces": [n.since for n in new],
                 "untils": [n.until for n in new],
                 "statuses": [n.status for n in new],
                 "sources": [n.source for n in new],
-                "reasons": [None if n.reason is None else n.reason[:REASON_LENGTH] for n in new],
+                "reasons": [n.reason for n in new],
             },
         )
 

@@ -7,26 +7,16 @@ of its own, so that neither candles nor trades of a market wait for the other.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from kurisu.store.coverage import Stretch, overlay, without
+from kurisu.store.coverage import Stretch, cut, overlay, replace_rows, unknown, yielding
 
 #: Advisory lock of a market's trade coverage; its trigger takes the same one.
 TRADE_LOCK: Final = 1_264_939_595
-#: `trade_coverage.reason` has room for so many characters.
-MAX_REASON_CHARS: Final = 500
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class TradeStretch(Stretch):
-    """A stretch of trades, in whole milliseconds. Two of different reasons are not equal."""
-
-    reason: str | None = None
 
 
 # Stretches that touch or overlap a range. Parameters: market_id, since, until.
@@ -125,9 +115,9 @@ async def forget_dropped(connection: AsyncConnection) -> int:
     for row in rows:
         if row.market_id not in ids:
             continue
-        stretch = TradeStretch(row.since, row.until, "complete", row.source, row.reason)
+        stretch = Stretch(row.since, row.until, "complete", row.source, row.reason)
         left = [
-            TradeStretch(since, until, "complete", row.source, row.reason)
+            Stretch(since, until, "complete", row.source, row.reason)
             for since, until in zip(row.sinces, row.untils, strict=True)
         ]
         await _replace(connection, row.market_id, [stretch], left)
@@ -140,19 +130,19 @@ async def read(
     market_id: int,
     since: datetime | None = None,
     until: datetime | None = None,
-) -> list[TradeStretch]:
+) -> list[Stretch]:
     """What is known about [since, until), by time; the stretches reach beyond it where they do."""
     low = since or datetime.fromisoformat("0001-01-02T00:00:00+00:00")
     high = until or datetime.fromisoformat("9000-01-01T00:00:00+00:00")
     rows = await connection.execute(
         text(NEAR), {"market_id": market_id, "since": low, "until": high}
     )
-    return [TradeStretch(*row) for row in rows if row.until > low and row.since < high]
+    return [Stretch(*row) for row in rows if row.until > low and row.since < high]
 
 
 async def state(
-    connection: AsyncConnection, stated: Mapping[int, Iterable[TradeStretch]]
-) -> dict[int, list[TradeStretch]]:
+    connection: AsyncConnection, stated: Mapping[int, Iterable[Stretch]]
+) -> dict[int, list[Stretch]]:
     """Record what is known by market id; returns what of it was not known before.
 
     In the transaction of the rows, after them. Nothing but rows being stored makes a stretch
@@ -170,18 +160,18 @@ async def state(
     return result
 
 
-def _disjoint(stated: Iterable[TradeStretch]) -> list[TradeStretch]:
+def _disjoint(stated: Iterable[Stretch]) -> list[Stretch]:
     """By time; of two that overlap the later one counts there. Those of no length are left out."""
-    result: list[TradeStretch] = []
+    result: list[Stretch] = []
     for one in stated:
         if one.since < one.until:
-            result = overlay(result, [one])
+            result = overlay(result, [cut(one)])
     return result
 
 
 async def _extend(
-    connection: AsyncConnection, wanted: Mapping[int, Sequence[TradeStretch]]
-) -> dict[int, list[TradeStretch]]:
+    connection: AsyncConnection, wanted: Mapping[int, Sequence[Stretch]]
+) -> dict[int, list[Stretch]]:
     """One statement for all markets whose newest stretch goes on."""
     single = {m: s[0] for m, s in wanted.items() if len(s) == 1 and s[0].status == "complete"}
     if not single:
@@ -199,63 +189,23 @@ async def _extend(
 
 
 async def _state_one(
-    connection: AsyncConnection, market_id: int, stated: Sequence[TradeStretch]
-) -> list[TradeStretch]:
+    connection: AsyncConnection, market_id: int, stated: Sequence[Stretch]
+) -> list[Stretch]:
     near = {
         "market_id": market_id,
         "since": stated[0].since,
         "until": max(one.until for one in stated),
     }
-    known = [TradeStretch(*row) for row in await connection.execute(text(NEAR), near)]
-    wanted = _yielding(stated, known)
+    known = [Stretch(*row) for row in await connection.execute(text(NEAR), near)]
+    wanted = yielding(stated, known)
     await _replace(connection, market_id, known, overlay(known, wanted))
-    return without(wanted, known, same_status=True)
+    return unknown(wanted, known)
 
 
 async def _replace(
     connection: AsyncConnection,
     market_id: int,
-    known: Sequence[TradeStretch],
-    after: Sequence[TradeStretch],
+    known: Sequence[Stretch],
+    after: Sequence[Stretch],
 ) -> None:
-    before, later = set(known), set(after)
-    gone = [one.since for one in known if one not in later]
-    new = [one for one in after if one not in before]
-    if gone:
-        await connection.execute(text(DELETE), {"market_id": market_id, "sinces": gone})
-    if new:
-        await connection.execute(
-            text(INSERT),
-            {
-                "market_id": market_id,
-                "sinces": [one.since for one in new],
-                "untils": [one.until for one in new],
-                "statuses": [one.status for one in new],
-                "sources": [one.source for one in new],
-                "reasons": [_short(one.reason) for one in new],
-            },
-        )
-
-
-def _short(reason: str | None) -> str | None:
-    return None if reason is None else reason[:MAX_REASON_CHARS]
-
-
-def _yielding(stated: Sequence[TradeStretch], known: Sequence[TradeStretch]) -> list[TradeStretch]:
-    """What is left of `stated` where better is known: trades that are stored stay stored."""
-    facts = [one for one in known if one.status in ("complete", "empty")]
-    complete = [one for one in known if one.status == "complete"]
-    left: list[TradeStretch] = []
-    for one in stated:
-        better = {"complete": [], "empty": complete}.get(one.status, facts)
-        left += without([one], better, same_status=False)
-    return sorted(left)
-
-
-def missing(
-    known: Sequence[TradeStretch], since: datetime, until: datetime
-) -> list[tuple[datetime, datetime]]:
-    """The parts of [since, until) that are neither complete nor confirmed to be empty, by time."""
-    whole = [TradeStretch(since, until, "", "")]
-    sure = [one for one in known if one.status in ("complete", "empty")]
-    return [(one.since, one.until) for one in without(whole, sure, same_status=False)]
+    await replace_rows(connection, DELETE, INSERT, {"market_id": market_id}, known, after)

@@ -27,10 +27,9 @@ from kurisu.store import (
 from kurisu.store.candle_rows import from_us, to_us
 from kurisu.store.candles import aware
 from kurisu.store.connect import transaction
-from kurisu.store.coverage import without
+from kurisu.store.coverage import Stretch, without
 from kurisu.store.exact_rows import Times
 from kurisu.store.markets import Market
-from kurisu.store.trade_coverage import TradeStretch
 from kurisu.store.trade_rows import Batch, CleanBatch, CleanTrades
 from kurisu.store.trade_table import TradeTable
 
@@ -83,7 +82,7 @@ class TradeWriteReport:
     rejects: list[Reject] = field(default_factory=list)
     conflicts: list[TradeConflict] = field(default_factory=list)
     id_space: IdSpace | None = None
-    coverage: list[TradeStretch] = field(default_factory=list)
+    coverage: list[Stretch] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -243,7 +242,7 @@ class Trades:
 
     async def coverage(
         self, market: Market, since: datetime | None = None, until: datetime | None = None
-    ) -> list[TradeStretch]:
+    ) -> list[Stretch]:
         """What is known about [since, until), by time; stretches may reach beyond it."""
         async with transaction(self._store.database) as connection:
             return await trade_coverage.read(
@@ -257,14 +256,14 @@ class Trades:
         status: str = "complete",
         source: str = "program",
         reason: str | None = None,
-    ) -> dict[str, list[TradeStretch]]:
+    ) -> dict[str, list[Stretch]]:
         """Record what is known about stretches [since, until), in one transaction.
 
         status: complete (every trade is stored already), empty (the exchange confirmed that there
             were none), outage or failed, for which `reason` says why. Nothing takes back that a
             stretch is complete. Returns what was not known before, by the market's name.
         """
-        stated: dict[int, list[TradeStretch]] = {}
+        stated: dict[int, list[Stretch]] = {}
         for market, since, until in stretches:
             stated.setdefault(market.id, []).append(_stretch(since, until, status, source, reason))
         async with transaction(self._store.database) as connection:
@@ -302,14 +301,14 @@ _MS: Final = timedelta(milliseconds=1)
 
 def _stretch(
     since: datetime, until: datetime, status: str, source: str, reason: str | None = None
-) -> TradeStretch:
+) -> Stretch:
     """Whole milliseconds of [since, until), as trades are stored."""
     low, high = aware(since, "since"), aware(until, "until")
     assert low is not None
     assert high is not None
     low += -timedelta(microseconds=low.microsecond) % _MS
     high -= timedelta(microseconds=high.microsecond) % _MS
-    return TradeStretch(low, high, status, source, reason)
+    return Stretch(low, high, status, source, reason)
 
 
 def _space(given: IdSpace | str | None) -> IdSpace | None:
@@ -361,7 +360,7 @@ class TradeWriting:
         await write.clean(datetime.now(UTC))
         return (await write.write(self._connection, None))[0]
 
-    async def complete(self, stretches: Sequence[tuple[datetime, datetime]]) -> list[TradeStretch]:
+    async def complete(self, stretches: Sequence[tuple[datetime, datetime]]) -> list[Stretch]:
         """State that all trades of these stretches are stored; what was not known before."""
         stated = [_stretch(since, until, "complete", self.source) for since, until in stretches]
         learned = await trade_coverage.state(self._connection, {self.market.id: stated})
@@ -467,7 +466,7 @@ class _Write:
             table = trade_write.priced(CleanTrades(found.table, batches), known)
             written = await trade_write.insert(connection, engine, table, known, batches)
             await trade_write.set_spaces(connection, known, spaces, names)
-        stated: dict[int, list[TradeStretch]] = {}
+        stated: dict[int, list[Stretch]] = {}
         for batch, cleaned in zip(self._batches, batches, strict=True):
             stated.setdefault(ids[cleaned.key], []).extend(self._stretches(batch, cleaned))
         learned = await trade_coverage.state(connection, stated)
@@ -487,7 +486,7 @@ class _Write:
             for b, w in zip(batches, written, strict=True)
         ]
 
-    def _stretches(self, batch: TradeBatch, cleaned: CleanBatch) -> list[TradeStretch]:
+    def _stretches(self, batch: TradeBatch, cleaned: CleanBatch) -> list[Stretch]:
         """What is known with this batch: where a row was rejected it is not complete."""
         whole = [
             _stretch(since, until, status, self._source)
@@ -500,10 +499,10 @@ class _Write:
             return []
         reason = f"a trade could not be stored: {cleaned.rejects[0].rule.value}"
         holes = [
-            TradeStretch(from_us(at), from_us(at) + _MS, "failed", self._source, reason)
+            Stretch(from_us(at), from_us(at) + _MS, "failed", self._source, reason)
             for at in sorted({at for at in cleaned.lost if at is not None})
         ]
-        return [*without(whole, holes, same_status=False), *holes]
+        return [*without(whole, holes), *holes]
 
 
 def _is_deadlock(error: BaseException) -> bool:

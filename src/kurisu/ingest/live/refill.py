@@ -253,7 +253,7 @@ class Refiller:
         reason = f"no market of {self._exchange.name} has a candle there"
         known = [Stretch(*span, "outage", SOURCE, reason) for span in down]
         empty = [Stretch(*hole, "empty", SOURCE) for hole in holes]
-        return [*known, *without(empty, known, same_status=False)]
+        return [*known, *without(empty, known)]
 
     async def _outages(self, symbol: str, page: CandlePage) -> list[Span]:
         """When the exchange was down. A page of some minutes says little about what is usual for
