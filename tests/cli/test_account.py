@@ -19,7 +19,7 @@ def test_an_account_is_added_and_listed(kurisu_program: Program) -> None:
     assert added.json == {
         "account": "binance:kept", "exchange": "binance", "name": "kept", "paper": False,
         "credentials": {"apiKey": "KEPT_KEY", "secret": "KEPT_SECRET"},
-        "missing": ["KEPT_SECRET"],
+        "missing": ["KEPT_SECRET"], "wallets": [],
     }  # fmt: skip
     listed = run("account", "list", "--exchange", "binance", "--json", KEPT_KEY="1", KEPT_SECRET="")
     assert added.json in listed.json
@@ -35,9 +35,11 @@ def test_an_account_is_added_and_listed(kurisu_program: Program) -> None:
 def test_other_credentials_by_their_names(kurisu_program: Program) -> None:
     added = kurisu_program(
         "account", "add", "pass", "--exchange", "kucoin", "--key-env", "KC_KEY", "--secret-env",
-        "KC_SECRET", "--env", "password=KC_PASS", "--json",
+        "KC_SECRET", "--env", "password=KC_PASS", "--wallet", "spot", "--wallet", "main", "--json",
     )  # fmt: skip
     assert added.json["credentials"]["password"] == "KC_PASS"
+    assert added.json["wallets"] == ["spot", "main"]
+    assert "spot, main" in kurisu_program("account", "list", "--exchange", "kucoin").out
 
 
 def test_a_paper_account(kurisu_program: Program) -> None:
@@ -62,8 +64,9 @@ def test_a_paper_account(kurisu_program: Program) -> None:
             "name of an environment variable",
         ),
         (("--key-env", "MY_KEY", "--secret-env", "MY_SECRET", "--env", "foo=MY_FOO"), "foo is no"),
+        (("--key-env", "MY_KEY", "--secret-env", "MY_SECRET", "--wallet", "x"), "no wallet 'x'"),
     ],
-    ids=["key", "upper case", "missing", "no name", "uid", "unknown"],
+    ids=["key", "upper case", "missing", "no name", "uid", "unknown", "wallet"],
 )
 @pytest.mark.parametrize("as_json", [False, True], ids=["text", "json"])
 def test_what_is_refused_is_not_repeated(

@@ -12,6 +12,7 @@ from decimal import Decimal
 from typing import Any, Final
 
 from exchange_server.binance_account import BinanceAccount
+from exchange_server.binance_futures import BinanceFutures
 from exchange_server.clock import VirtualClock
 from exchange_server.truth import LENGTH_MS, Bar, Listing, Tick
 from exchange_server.venue import Answer, Venue
@@ -100,6 +101,7 @@ class Binance(Venue):
         self.aggregates: dict[str, Listing] = {}
         self._spans: dict[str, dict[int, tuple[int, int]]] = {}
         self.account = BinanceAccount(clock, self.listings)
+        self.futures = BinanceFutures(clock, self.account)
 
     def add(self, listing: Listing, aggregates: Iterable[Tick] | None = None) -> Listing:
         super().add(listing)
@@ -117,11 +119,15 @@ class Binance(Venue):
         return _WEIGHTS.get(path.rsplit("/", 1)[-1], 1)
 
     def is_private(self, path: str) -> bool:
+        if path.startswith("fapi/"):
+            return not path.endswith("exchangeInfo")
         return self.account.owns(path)
 
     def answer_signed(
         self, method: str, path: str, signed: str, headers: Mapping[str, str]
     ) -> Answer:
+        if path.startswith("fapi/"):
+            return self.futures.handle(path, signed, headers)
         return self.account.handle(method, path, signed, headers)
 
     def usage(self, used: int) -> Mapping[str, str]:
@@ -145,6 +151,8 @@ class Binance(Venue):
     def answer(self, path: str, query: Mapping[str, str]) -> Answer:
         if path.startswith("sapi/"):
             return Answer([])
+        if path.startswith("fapi/"):
+            return self.futures.answer(path)
         name = path.rsplit("/", 1)[-1]
         allowed = _PARAMETERS.get(name)
         if allowed is not None and set(query) - allowed:

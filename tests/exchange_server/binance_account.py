@@ -118,11 +118,10 @@ class BinanceAccount:
 
     def handle(self, method: str, path: str, signed: str, headers: Mapping[str, str]) -> Answer:
         """The answer to one signed request."""
-        params = dict(parse_qsl(signed, keep_blank_values=True))
         name = path.rsplit("/", 1)[-1]
         with self.lock:
             try:
-                self._check(signed, params, headers)
+                params = self.checked(signed, headers)
                 handlers: dict[tuple[str, str], Callable[[Mapping[str, str]], Any]] = {
                     ("GET", "account"): self._account,
                     ("POST", "order"): self._place,
@@ -200,7 +199,9 @@ class BinanceAccount:
 
     # How
 
-    def _check(self, signed: str, params: Mapping[str, str], headers: Mapping[str, str]) -> None:
+    def checked(self, signed: str, headers: Mapping[str, str]) -> dict[str, str]:
+        """The parameters of a request. Raises Refusal unless it is properly signed."""
+        params = dict(parse_qsl(signed, keep_blank_values=True))
         if headers.get("X-MBX-APIKEY") != self.key:
             raise Refusal(-2015, "Invalid API-key, IP, or permissions for action.", 401)
         payload, found, signature = signed.rpartition("&signature=")
@@ -217,6 +218,7 @@ class BinanceAccount:
             )
         if now - at > window:
             raise Refusal(-1021, "Timestamp for this request is outside of the recvWindow.")
+        return params
 
     def _market(self, params: Mapping[str, str]) -> Listing:
         listing = self.listings.get(params.get("symbol", ""))

@@ -95,9 +95,13 @@ class ExchangeServer:
         if venue == "binance":
             api = dict.fromkeys(("public", "private"), f"{base}/api/v3")
             api |= dict.fromkeys(("sapi", "sapiV2", "sapiV3", "sapiV4"), f"{base}/sapi/v1")
+            for version in ("", "V2", "V3"):
+                api[f"fapiPrivate{version}"] = f"{base}/fapi/{version.lower() or 'v1'}"
+            api["fapiPublic"] = f"{base}/fapi/v1"
+            kinds = ["spot", "linear"] if self.binance.futures.entries else ["spot"]
             streams = f"ws://127.0.0.1:{self.port}/stream/ws"
             spot = {**api, "ws": {"spot": streams, "margin": streams}}
-            return {"urls": {"api": spot}, "options": {"fetchMarkets": ["spot"]}, **more}
+            return {"urls": {"api": spot}, "options": {"fetchMarkets": kinds}, **more}
         urls: dict[str, Any] = dict.fromkeys(("public", "private", "v1"), base)
         if venue == "bitfinex":
             urls["ws"] = {"public": f"ws://127.0.0.1:{self.port}/stream/bitfinex"}

@@ -45,6 +45,15 @@ async def add(
             show_default=False,
         ),
     ] = None,
+    wallet: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="A wallet to read, e.g. spot, linear, inverse, funding. May be given repeatedly; "
+            "else the spot wallet and those of the contracts that are looked at.",
+            show_default=False,
+        ),
+    ] = None,
     paper: Annotated[
         bool, typer.Option("--paper", help="A paper account: simulated, without credentials.")
     ] = False,
@@ -55,7 +64,7 @@ async def add(
     withdraw; reading needs no right to trade either. A paper account trades by the markets of its
     exchange, and at none.
     """
-    from kurisu.trading.accounts import PAPER, check_credentials
+    from kurisu.trading.accounts import PAPER, WALLETS, check_credentials, check_wallets
 
     given = {"apiKey": key_env, "secret": secret_env, "password": password_env}
     credentials = {option: variable for option, variable in given.items() if variable is not None}
@@ -65,11 +74,16 @@ async def add(
             # What was given is not repeated: it may be the credential itself.
             raise InvalidArgument("--env has to be OPTION=VARIABLE, e.g. uid=MY_UID")
         credentials[option] = variable
-    if paper and credentials:
-        raise InvalidArgument("a paper account has no credentials: leave out --paper or the rest")
+    if paper and (credentials or wallet):
+        raise InvalidArgument(
+            "a paper account has no credentials and one wallet: leave out --paper or the rest"
+        )
     async with session.open() as store:
         check_credentials(store.config, exchange, credentials, is_paper=paper)
-        meta = {PAPER: True} if paper else {}
+        check_wallets(store.config, exchange, wallet or ())
+        meta: dict[str, Any] = {PAPER: True} if paper else {}
+        if wallet:
+            meta[WALLETS] = list(dict.fromkeys(wallet))
         account = await store.accounts.add(exchange, name, credentials, meta)
     session.result(_as_dict(account), lambda: _added(account))
 
@@ -92,13 +106,14 @@ async def list_(
 
 
 def _as_dict(account: Account) -> dict[str, Any]:
-    from kurisu.trading.accounts import PAPER, missing_variables
+    from kurisu.trading.accounts import PAPER, missing_variables, wallets_of
 
     return {
         "account": str(account),
         "exchange": account.exchange,
         "name": account.name,
         "paper": bool(account.meta.get(PAPER)),
+        "wallets": list(wallets_of(account)),
         "credentials": dict(account.credentials),
         "missing": missing_variables(account),
     }
@@ -119,5 +134,9 @@ def _table(accounts: list[Account]) -> str:
         variables = ", ".join(f"{o}={v}" for o, v in found["credentials"].items())
         if found["paper"]:
             variables = "none, it is a paper account"
-        rows.append((found["account"], variables, ", ".join(found["missing"])))
-    return table(("account", "credentials", "not set"), rows)
+        wallets = ", ".join(found["wallets"])
+        rows.append((found["account"], variables, ", ".join(found["missing"]), wallets))
+    columns = ("account", "credentials", "not set", "wallets")
+    if not any(row[-1] for row in rows):
+        return table(columns[:-1], [row[:-1] for row in rows])
+    return table(columns, rows)

@@ -59,7 +59,7 @@ async def sync(
     since: SinceOption = None,
     market: MarketsOption = None,
 ) -> None:
-    """Read orders, fills, deposits and balances of an account into the ledger.
+    """Read orders, fills, deposits, funding and balances of an account into the ledger.
 
     Goes on where the last call stopped, and may be stopped or killed at any time: nothing is lost
     and nothing is counted twice. --since reads again from there on; it never leaves a gap. Orders
@@ -68,7 +68,8 @@ async def sync(
 
     The markets that are looked at are those of the last time and those that the balances suggest;
     name a market once that you traded and hold no more of. Deposits and withdrawals are read from
-    --since, or else a year back the first time.
+    --since, or else a year back the first time. The spot wallet is read, and a contract wallet from
+    when one of its markets is named on; `kurisu account add --wallet` says which ones otherwise.
     """
     from kurisu.trading.accounts import open_stored_account
     from kurisu.trading.sync import sync_account
@@ -165,6 +166,7 @@ def sync_dict(report: SyncReport) -> dict[str, Any]:
         "risk_events": report.total("events") + report.conditions,
         "balances": report.balances,
         "transfers": report.transfers,
+        "funding": report.funding,
         "notes": report.notes,
         "seconds": round(report.seconds, 3),
         "markets": [
@@ -210,6 +212,7 @@ def sync_text(report: SyncReport) -> str:
         f"{safe(report.account)} read up to {iso(report.until)} in {report.seconds:.1f} s, "
         f"{report.balances} balances"
         + (f", {report.transfers} new deposits and withdrawals" if report.transfers else "")
+        + (f", {report.funding} new funding payments" if report.funding else "")
     )
     lines += [safe(note) for note in report.notes[:SHOWN]]
     if report.resolved:

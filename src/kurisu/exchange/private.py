@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -24,13 +24,14 @@ from typing import Any, Final, TypeVar
 from kurisu.domain.balance import Entry, EntryKind
 from kurisu.domain.execution import Execution
 from kurisu.domain.listing import MarketListing
-from kurisu.domain.money import plain
+from kurisu.domain.money import EXACT, parse_decimal, plain
 from kurisu.domain.order import OrderType, OrderUpdate
 from kurisu.errors import (
     BadAnswer,
     BadSymbol,
     ConfigError,
     ExchangeError,
+    InvalidArgument,
     LedgerRuleBroken,
     NotOffered,
     OrderOutcomeUnknown,
@@ -48,7 +49,13 @@ from kurisu.exchange.private_port import (
     ReportedOrder,
     Unreadable,
 )
-from kurisu.exchange.private_rows import read_balance, read_order, transfer_entries
+from kurisu.exchange.private_rows import (
+    funding_entry,
+    read_balance,
+    read_order,
+    settled_totals,
+    transfer_entries,
+)
 from kurisu.exchange.private_sending import (
     QUEUED_S,
     Outgoing,
@@ -158,7 +165,7 @@ class CcxtAccount:
     async def fetch_orders(self, symbol: str, query: RecordQuery) -> OrderPage:
         """One request for orders, or as many as the venue has lists."""
         await self._listed(symbol)
-        limit = self.private.order_limit or CAUTIOUS_LIMIT
+        limit = self.private.lists_of(symbol).order_limit or CAUTIOUS_LIMIT
         rows: dict[str, Any] = {}
         is_full, cursor = False, None
         for method, more in self._order_lists(query):
@@ -178,7 +185,7 @@ class CcxtAccount:
     async def fetch_executions(self, symbol: str, query: RecordQuery) -> ExecutionPage:
         """One request for fills."""
         await self._listed(symbol)
-        limit = self.private.trade_limit or CAUTIOUS_LIMIT
+        limit = self.private.lists_of(symbol).trade_limit or CAUTIOUS_LIMIT
         found = await self._records("fetch_my_trades", symbol, query, limit, "fromId")
         executions, unreadable = self._read(
             [row for row in found if self._is_of(symbol, row)], "trade", Execution.from_ccxt
@@ -187,18 +194,33 @@ class CcxtAccount:
         cursor = self._cursor(query, found) if is_full else None
         return ExecutionPage(executions, unreadable, is_full, cursor)
 
-    async def fetch_balances(self) -> list[ReportedBalance]:
-        """What the account has, by asset; assets of which it has nothing are left out."""
-        answer = await self._ask(self._client.fetch_balance)
-        found = []
-        for asset in sorted(answer.get("total") or ()):
-            parts = answer.get(asset) or {}
-            total, free, used = (
-                read_balance(self.name, parts.get(key)) for key in ("total", "free", "used")
-            )
-            if total is not None and (total or free or used):
-                found.append(ReportedBalance(asset, total, free, used))
-        return found
+    async def fetch_balances(self, wallets: Sequence[str] = ()) -> list[ReportedBalance]:
+        """What the account has in these wallets together, by asset; what is settled of it."""
+        found: dict[str, ReportedBalance] = {}
+        for params in self._wallet_params(wallets):
+
+            async def ask(params: Mapping[str, str] = params) -> Any:
+                return await self._client.fetch_balance({**params})
+
+            for balance in self._balances(await self._ask(ask)):
+                found[balance.asset] = _added(found.get(balance.asset), balance)
+        return [found[asset] for asset in sorted(found)]
+
+    async def fetch_held_symbols(self, wallets: Sequence[str]) -> list[str]:
+        """Markets of the contracts that are held in these wallets."""
+        if self._client.has.get("fetchPositions") is not True:
+            return []
+        found: set[str] = set()
+        for params in self._wallet_params(wallets):
+            if self.private.wallets and params.get("type", "swap") in ("spot", "margin", "funding"):
+                continue
+
+            async def ask(params: Mapping[str, str] = params) -> Any:
+                return await self._client.fetch_positions(None, {**params})
+
+            rows = await self._ask(ask)
+            found |= {str(row["symbol"]) for row in rows if _is_held(row)}
+        return sorted(found)
 
     async def fetch_transfers(
         self, since: datetime, until: datetime
@@ -218,6 +240,23 @@ class CcxtAccount:
             entries += [entry for made in found for entry in made]
             unreadable += broken
         return entries, unreadable
+
+    async def fetch_funding(
+        self, symbol: str, since: datetime, until: datetime
+    ) -> tuple[list[Entry], list[Unreadable]]:
+        """Funding that was paid or received for a contract. Raises NotOffered."""
+        await self._listed(symbol)
+        sign = self.private.funding_sign
+        if sign is None or self._client.has.get("fetchFundingHistory") is not True:
+            raise NotOffered(self.name, "Kurisu does not read funding payments there")
+        settle = str(self._client.markets[symbol]["settle"])
+        rows = await self._timed("fetch_funding_history", since, until, symbol)
+        found, unreadable = self._read(
+            [row for row in rows if row.get("symbol") == symbol and row.get("amount")],
+            "funding",
+            partial(funding_entry, sign=sign, settle=settle),
+        )
+        return list(found), list(unreadable)
 
     async def create_order(self, order: NewOrder) -> ReportedOrder:
         """Send an order, once. Raises OrderRejected if it is surely not there,
@@ -528,24 +567,58 @@ class CcxtAccount:
             raise BadAnswer(self.name, f"{method} gave no list")
         return rows
 
+    def _wallet_params(self, wallets: Sequence[str]) -> list[Mapping[str, str]]:
+        """What each is asked for with, once. Raises InvalidArgument for one that is not there."""
+        known = self.private.wallets
+        first = next(iter(known), "")
+        names = dict.fromkeys(name or first for name in wallets or ("",))
+        for name in names:
+            if name not in known and name != first:
+                raise InvalidArgument(
+                    f"{self.name} has no wallet {name!r}; it has {', '.join(known) or 'only one'}"
+                )
+        return [known.get(name, {}) for name in names]
+
+    def _balances(self, answer: Any) -> Iterator[ReportedBalance]:
+        """One wallet's."""
+        settled: Mapping[str, Any] = {}
+        if self.private.settled is not None:
+            code_of = self._client.safe_currency_code
+            settled = settled_totals(answer.get("info"), self.private.settled, code_of)
+        for asset in answer.get("total") or ():
+            parts = answer.get(asset) or {}
+            total, free, used = (
+                read_balance(self.name, value)
+                for value in (
+                    settled.get(asset, parts.get("total")), parts.get("free"), parts.get("used"),
+                )
+            )  # fmt: skip
+            if total is not None and (total or free or used):
+                yield ReportedBalance(asset, total, free, used)
+
     async def _timed(
-        self, method: str, since: datetime, until: datetime, **params: Any
+        self, method: str, since: datetime, until: datetime, symbol: str | None = None
     ) -> list[Any]:
-        """Records of no market of [since, until].
+        """Records of [since, until], of a market or of none.
 
         Venues cut such lists at different lengths, and CCXT does not say at which: a window that
         has more rows than any of them shows at least is asked for in halves.
         """
+        longest_ms = _TIMED_WINDOW_MS
+        if symbol is not None:
+            longest_ms = min(
+                longest_ms, self.private.lists_of(symbol).trade_window_ms or longest_ms
+            )
         found: dict[str, Any] = {}
         asked = 0
         windows = [(to_ms(since), to_ms(until))]
         while windows:
             start, end = windows.pop()
-            if end - start >= _TIMED_WINDOW_MS:
-                windows += [(start + _TIMED_WINDOW_MS, end), (start, start + _TIMED_WINDOW_MS - 1)]
+            if end - start >= longest_ms:
+                windows += [(start + longest_ms, end), (start, start + longest_ms - 1)]
                 continue
             asked += 1
-            rows = await self._timed_rows(method, start, end, params)
+            rows = await self._timed_rows(method, symbol, start, end)
             outside = [row for row in rows if not start <= (row.get("timestamp") or start) <= end]
             if len(rows) < _LEAST_PAGE or start >= end:
                 found |= {_row_key(row): row for row in rows if row not in outside}
@@ -556,12 +629,13 @@ class CcxtAccount:
                 windows += [(middle + 1, end), (start, middle)]
         return list(found.values())
 
-    async def _timed_rows(
-        self, method: str, start: int, end: int, params: Mapping[str, Any]
-    ) -> list[Any]:
+    async def _timed_rows(self, method: str, symbol: str | None, start: int, end: int) -> list[Any]:
+        params = {"until": end}
+        if symbol is not None and self.private.funding_bounds is not None:
+            params = dict(zip(self.private.funding_bounds, (start, end), strict=True))
+
         async def ask() -> Any:
-            call = getattr(self._client, method)
-            return await call(None, start, None, {**params, "until": end})
+            return await getattr(self._client, method)(symbol, start, None, {**params})
 
         rows = await self._ask(ask)
         if not isinstance(rows, list):
@@ -680,6 +754,22 @@ def _row_key(row: Mapping[str, Any]) -> str:
     """Of records that have an id each; those that have none are told apart by what they say."""
     name = row.get("id") or row.get("txid")
     return f"{name}" if name else repr(sorted(row.items(), key=lambda item: item[0]))
+
+
+def _added(before: ReportedBalance | None, more: ReportedBalance) -> ReportedBalance:
+    """Of two wallets together."""
+    if before is None:
+        return more
+    free, used = (
+        None if left is None or right is None else EXACT.add(left, right)
+        for left, right in ((before.free, more.free), (before.used, more.used))
+    )
+    return ReportedBalance(more.asset, EXACT.add(before.total, more.total), free, used)
+
+
+def _is_held(position: Mapping[str, Any]) -> bool:
+    number = parse_decimal(str(position.get("contracts") or 0))
+    return number is not None and number != 0
 
 
 def _plain_id(market_id: str) -> str:

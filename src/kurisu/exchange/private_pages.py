@@ -25,6 +25,7 @@ from kurisu.exchange.private_port import (
     ReportedOrder,
     Unreadable,
 )
+from kurisu.exchange.private_venues import PrivateVenue
 
 #: How far back a venue without id paging is asked where the caller names no start.
 DEFAULT_SPAN: Final = timedelta(days=90)
@@ -57,9 +58,9 @@ class _Page(Generic[_Row]):
 _Ask = Callable[[RecordQuery], Awaitable[_Page[_Row]]]
 
 
-def reach(account: PrivateExchange, since: datetime | None, until: datetime) -> datetime | None:
-    """From where a walk really starts: None for the very beginning."""
-    if since is None and not account.private.id_paging:
+def reach(venue: PrivateVenue, since: datetime | None, until: datetime) -> datetime | None:
+    """From where a walk really starts: None for the very beginning. venue: `lists_of` a market."""
+    if since is None and not venue.id_paging:
         return until - DEFAULT_SPAN
     return since
 
@@ -77,8 +78,8 @@ def order_windows(
         page: OrderPage = await account.fetch_orders(symbol, query)
         return _Page(page.orders, page.unreadable, page.is_full, page.cursor)
 
-    venue = account.private
-    walk = _Walk(account, ask, _order_id, _order_time, venue.order_window_ms)
+    venue = account.private.lists_of(symbol)
+    walk = _Walk(account.name, venue, ask, _order_id, _order_time, venue.order_window_ms)
     return walk.windows(since, until)
 
 
@@ -91,8 +92,8 @@ def execution_windows(
         page: ExecutionPage = await account.fetch_executions(symbol, query)
         return _Page(page.executions, page.unreadable, page.is_full, page.cursor)
 
-    venue = account.private
-    walk = _Walk(account, ask, _trade_id, _trade_time, venue.trade_window_ms)
+    venue = account.private.lists_of(symbol)
+    walk = _Walk(account.name, venue, ask, _trade_id, _trade_time, venue.trade_window_ms)
     return walk.windows(since, until)
 
 
@@ -121,28 +122,29 @@ class _Walk(Generic[_Row]):
 
     def __init__(
         self,
-        account: PrivateExchange,
+        name: str,
+        venue: PrivateVenue,
         ask: _Ask[_Row],
         id_of: Callable[[_Row], str],
         time_of: Callable[[_Row], datetime | None],
         window_ms: int | None,
     ) -> None:
-        self._account = account
+        self._name = name
+        self._venue = venue
         self._ask = ask
         self._id = id_of
         self._time = time_of
         self._window_ms = window_ms or LONGEST_WINDOW_MS
-        self._margin_ms = account.private.time_margin_ms
+        self._margin_ms = venue.time_margin_ms
 
     async def windows(self, since: datetime | None, until: datetime) -> AsyncIterator[Window[_Row]]:
-        venue = self._account.private
-        if venue.newest_without_time:
+        if self._venue.newest_without_time:
             newest = await self._ask(RecordQuery())
             times = [time for row in newest.rows if (time := self._time(row)) is not None]
             if not newest.is_full or (since is not None and times and min(times) < since):
                 yield self._window(newest, to_ms(until), since)
                 return
-        since = reach(self._account, since, until)
+        since = reach(self._venue, since, until)
         if since is None:
             walk = self._by_id("0", to_ms(until))
         else:
@@ -151,7 +153,7 @@ class _Walk(Generic[_Row]):
             yield window
 
     async def _by_window(self, at: int, end: int) -> AsyncIterator[Window[_Row]]:
-        by_id = self._account.private.id_paging
+        by_id = self._venue.id_paging
         while at <= end:
             last = min(at + self._window_ms - 1, end)
             found: list[_Row] = []
@@ -161,7 +163,7 @@ class _Walk(Generic[_Row]):
                     yield window
             except _Crowded as crowded:
                 if not by_id:
-                    raise BadAnswer(self._account.name, str(crowded)) from None
+                    raise BadAnswer(self._name, str(crowded)) from None
                 async for window in self._by_id("0", end):
                     yield window
                 return
@@ -199,7 +201,7 @@ class _Walk(Generic[_Row]):
             rows += page.rows
             unreadable += page.unreadable
             if page.is_full and page.cursor in seen:
-                raise BadAnswer(self._account.name, f"its cursor does not move on: {page.cursor}")
+                raise BadAnswer(self._name, f"its cursor does not move on: {page.cursor}")
             seen.add(page.cursor)
         return _Page(tuple(rows), tuple(unreadable), False, None)
 
@@ -217,7 +219,7 @@ class _Walk(Generic[_Row]):
             yield self._window(page, 0 if time is None else to_ms(time) - 1)
             following = str(int(self._id(last)) + 1)
             if following == at:
-                raise BadAnswer(self._account.name, f"its pages do not move on from id {at}")
+                raise BadAnswer(self._name, f"its pages do not move on from id {at}")
             at = following
 
     def _window(

@@ -6,6 +6,7 @@ what comes in is the exchange's digits, what goes out is sent digit for digit or
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -142,14 +143,30 @@ class PrivateExchange(Protocol):
     async def fetch_executions(self, symbol: str, query: RecordQuery) -> ExecutionPage:
         """One request for fills, in no promised order, perhaps more than asked for."""
 
-    async def fetch_balances(self) -> list[ReportedBalance]:
-        """What the account has, by asset; assets of which it has nothing are left out."""
+    async def fetch_balances(self, wallets: Sequence[str] = ()) -> list[ReportedBalance]:
+        """What the account has in these wallets together, by asset; assets of which it has nothing
+        are left out.
+
+        Totals are what is settled: without the unrealised PnL of contracts.
+        wallets: names of `PrivateVenue.wallets`; "" and () for the first one.
+        """
+
+    async def fetch_held_symbols(self, wallets: Sequence[str]) -> list[str]:
+        """Markets of the contracts that are held in these wallets."""
 
     async def fetch_transfers(
         self, since: datetime, until: datetime
     ) -> tuple[list[Entry], list[Unreadable]]:
         """Deposits and withdrawals that are through, of [since, until]; fees as entries of their
         own. Empty where the exchange does not list them."""
+
+    async def fetch_funding(
+        self, symbol: str, since: datetime, until: datetime
+    ) -> tuple[list[Entry], list[Unreadable]]:
+        """Funding that was paid or received for a contract in [since, until].
+
+        Raises NotOffered where it cannot be read.
+        """
 
     async def create_order(self, order: NewOrder) -> ReportedOrder:
         """Send an order, once.

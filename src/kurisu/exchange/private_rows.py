@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, Final
@@ -41,6 +41,48 @@ def read_order(row: Any, received_at: datetime | None) -> ReportedOrder:
             executions.append(Execution.from_ccxt(said))
     update = OrderUpdate.from_ccxt(row, received_at=received_at)
     return ReportedOrder(update, _order_type(row, update), tuple(executions))
+
+
+def settled_totals(
+    info: object, keys: tuple[str, str, str], code_of: Callable[[str], str | None]
+) -> dict[str, Any]:
+    """Totals without unrealised PnL, by asset, from wherever in an answer they stand.
+
+    keys: see `PrivateVenue.settled`. code_of: the venue's name of an asset -> CCXT's.
+    """
+    asset_key, total_key, off_key = keys
+    found: dict[str, Any] = {}
+    waiting = [info]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, list):
+            waiting += part
+        elif isinstance(part, Mapping):
+            waiting += part.values()
+            asset, total = part.get(asset_key), part.get(total_key)
+            code = code_of(asset) if isinstance(asset, str) else None
+            if code is None or total in (None, ""):
+                continue
+            off = parse_decimal(str(part.get(off_key) or 0)) if off_key else None
+            number = parse_decimal(str(total))
+            found[code] = total if not off or number is None else EXACT.subtract(number, off)
+    return found
+
+
+def funding_entry(row: Mapping[str, Any], sign: int, settle: str) -> Entry:
+    """A funding payment. sign: see `PrivateVenue.funding_sign`. settle: what the contract settles
+    in, for venues that do not say it. Raises LedgerRuleBroken."""
+    where = f"funding {row.get('id')!r}"
+    amount = read_number(row, "amount", where)
+    time = read_time(row, "timestamp", where)
+    if amount is None or time is None:
+        raise LedgerRuleBroken("funding_is_complete", f"{where} needs amount and time")
+    symbol, name = read_text(row, "symbol", where), read_text(row, "id", where)
+    if not name or not name.removeprefix("0x").strip("0"):
+        # One for each contract and time; Hyperliquid's have a hash of zeros.
+        name = str(row.get("timestamp"))
+    moved = amount if sign > 0 else EXACT.subtract(Decimal(0), amount)
+    return Entry(EntryKind.FUNDING, settle, moved, time, f"{symbol} {name}")
 
 
 def read_balance(exchange: str, value: Any) -> Decimal | None:

@@ -11,7 +11,7 @@ import re
 import secrets
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from enum import StrEnum
 from typing import Final
@@ -95,6 +95,13 @@ class PrivateVenue:
     newest_without_time: with neither time nor id it gives its newest records, and fewer than a
         page are all there are.
     id_paging: records can be asked for from an id on (CCXT's params: fromId, orderId).
+    wallets: those that are kept apart, by Kurisu's name, and what CCXT's fetch_balance asks for
+        them with; what is not here is in the first wallet, or there is only one.
+    settled: in rows of the answer about balances: the key of the asset, of the total without
+        unrealised PnL, and of what is to be taken off it (or ""). None where CCXT's total has none.
+    funding_sign: 1 where CCXT's amount of a funding payment is what the wallet gained, -1 where it
+        is what was paid; None where it was not looked up, and funding is not read.
+    funding_bounds: the venue's own parameters of a window of time, where CCXT hands none on.
     """
 
     client_ids: ClientIds | None = None
@@ -113,6 +120,33 @@ class PrivateVenue:
     cursor: Cursor | None = None
     newest_without_time: bool = False
     id_paging: bool = False
+    wallets: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    settled: tuple[str, str, str] | None = None
+    funding_sign: int | None = None
+    funding_bounds: tuple[str, str] | None = None
+
+    def lists_of(self, symbol: str) -> PrivateVenue:
+        """How a market's records are asked for. Lists of contracts have shorter windows and pages,
+        and without a time some show the last week only."""
+        if ":" not in symbol:
+            return self
+        return replace(
+            self,
+            trade_window_ms=min(self.trade_window_ms or _CONTRACTS_MS, _CONTRACTS_MS),
+            trade_limit=min(self.trade_limit or CAUTIOUS_LIMIT, CAUTIOUS_LIMIT),
+            order_window_ms=min(self.order_window_ms or _CONTRACTS_MS, _CONTRACTS_MS),
+            order_limit=min(self.order_limit or CAUTIOUS_LIMIT, CAUTIOUS_LIMIT),
+            newest_without_time=False,
+            id_paging=False,
+        )
+
+    def wallet_of(self, symbol: str) -> str:
+        """The wallet that a market's fills move; "" for the first one."""
+        if ":" not in symbol:
+            return ""
+        pair, _, settle = symbol.partition(":")
+        kind = "linear" if settle.partition("-")[0] == pair.partition("/")[2] else "inverse"
+        return kind if kind in self.wallets else ""
 
     def check_client_order_id(self, exchange: str, client_order_id: str) -> None:
         """Raises InvalidArgument if the venue would not take that id, or take another for it."""
@@ -123,6 +157,9 @@ class PrivateVenue:
                 f"{wanted}"
             )
 
+
+#: The longest window of contracts' orders and fills: Binance's, Bybit's and KuCoin's is 7 days.
+_CONTRACTS_MS: Final = 7 * DAY_MS - 10
 
 _BINANCE: Final = PrivateVenue(
     # Binance's rule for newClientOrderId; sign() and create_order_request() hand it on.
@@ -141,6 +178,16 @@ _BINANCE: Final = PrivateVenue(
     order_limit=1_000,
     newest_without_time=True,
     id_paging=True,
+    # fetch_balance() and parse_balance_custom().
+    wallets={
+        "spot": {"type": "spot"},
+        "margin": {"type": "margin"},
+        "funding": {"type": "funding"},
+        "linear": {"type": "swap", "subType": "linear"},
+        "inverse": {"type": "delivery", "subType": "inverse"},
+    },
+    settled=("asset", "walletBalance", ""),
+    funding_sign=1,  # parse_income(): income
 )
 
 
@@ -151,7 +198,9 @@ def _days(count: int) -> int:
 
 PRIVATE_VENUES: Final[Mapping[str, PrivateVenue]] = {
     "binance": _BINANCE,
-    "binanceus": _BINANCE,
+    "binanceus": replace(_BINANCE, wallets={}, funding_sign=None),
+    "binanceusdm": replace(_BINANCE, wallets={}),
+    "binancecoinm": replace(_BINANCE, wallets={}),
     "bybit": PrivateVenue(
         # orderLinkId, create_order_request().
         client_ids=ClientIds(r"[A-Za-z0-9_-]{1,36}"),
@@ -165,6 +214,8 @@ PRIVATE_VENUES: Final[Mapping[str, PrivateVenue]] = {
         order_window_ms=_days(7),
         order_limit=50,
         cursor=Cursor.TOKEN,  # add_pagination_cursor_to_result()
+        wallets={"unified": {}, "funding": {"type": "funding"}},
+        funding_sign=-1,  # parse_income(): execFee, which is what was paid
     ),
     "okx": PrivateVenue(
         # clOrdId: letters and digits, at most 32.
@@ -173,6 +224,10 @@ PRIVATE_VENUES: Final[Mapping[str, PrivateVenue]] = {
         forgets_after=timedelta(hours=2),  # canceled without a fill
         contracts=True,
         market_buy_by_amount=True,  # create_order_request(): tgtCcy base_ccy
+        wallets={"trading": {}, "funding": {"type": "funding"}},
+        settled=("ccy", "cashBal", ""),  # CCXT's total is eq
+        funding_sign=1,  # fetch_funding_history(): balChg
+        funding_bounds=("begin", "end"),
         time_margin_ms=1,
         trade_window_ms=_days(90),
         trade_limit=100,
@@ -199,6 +254,13 @@ PRIVATE_VENUES: Final[Mapping[str, PrivateVenue]] = {
         time_margin_ms=1,
         trade_window_ms=_days(7),
         trade_limit=50,  # fetch_my_spot_trades() does not hand its limit on
+        wallets={
+            "spot": {"type": "spot"},
+            "main": {"type": "main"},
+            "linear": {"type": "swap", "code": "USDT"},
+            "inverse": {"type": "swap", "code": "BTC"},
+        },
+        settled=("currency", "marginBalance", ""),
         order_window_ms=_days(7),
         order_limit=100,
     ),
@@ -214,6 +276,11 @@ PRIVATE_VENUES: Final[Mapping[str, PrivateVenue]] = {
         trade_limit=1_000,
         order_window_ms=_days(30),
         order_limit=100,
+        wallets={
+            "spot": {"type": "spot"},
+            "linear": {"type": "swap", "settle": "usdt"},
+            "inverse": {"type": "swap", "settle": "btc"},
+        },
     ),
     "htx": PrivateVenue(
         client_ids=ClientIds(r"[0-9A-Za-z_-]{1,64}"),  # client-order-id
@@ -224,6 +291,11 @@ PRIVATE_VENUES: Final[Mapping[str, PrivateVenue]] = {
         trade_limit=500,
         order_window_ms=_days(2),
         order_limit=100,
+        wallets={
+            "spot": {"type": "spot"},
+            "linear": {"type": "swap", "subType": "linear"},
+            "inverse": {"type": "swap", "subType": "inverse"},
+        },
     ),
     "bitget": PrivateVenue(
         client_ids=ClientIds(r"[0-9A-Za-z_:#/+.-]{1,50}"),  # clientOid
@@ -234,6 +306,13 @@ PRIVATE_VENUES: Final[Mapping[str, PrivateVenue]] = {
         trade_limit=100,
         order_window_ms=_days(90),
         order_limit=100,
+        wallets={
+            "spot": {"type": "spot"},
+            "linear": {"type": "swap", "productType": "USDT-FUTURES"},
+            "inverse": {"type": "swap", "productType": "COIN-FUTURES"},
+        },
+        settled=("marginCoin", "accountEquity", "unrealizedPL"),
+        funding_sign=1,
     ),
     "mexc": PrivateVenue(
         client_ids=ClientIds(r"[0-9A-Za-z_-]{1,32}"),  # newClientOrderId
@@ -243,9 +322,13 @@ PRIVATE_VENUES: Final[Mapping[str, PrivateVenue]] = {
         trade_limit=100,
         order_window_ms=_days(7),
         order_limit=1_000,
+        wallets={"spot": {"type": "spot"}, "linear": {"type": "swap"}},
+        settled=("currency", "equity", "unrealized"),
     ),
     # cid is a number, unique for a day only, and CCXT does not look for it.
     "bitfinex": PrivateVenue(trade_limit=1_000, order_limit=1_000),
+    "deribit": PrivateVenue(settled=("currency", "balance", "")),  # CCXT's total is equity
+    "hyperliquid": PrivateVenue(funding_sign=1),  # parse_income(): usdc
 }
 
 

@@ -41,6 +41,8 @@ class Kind(StrEnum):
 _Inside: TypeAlias = Callable[[datetime | None], bool]
 
 #: How bad a difference is. Only an order's terms move nothing by themselves.
+#: Of what one fill of a contract realised; most venues book eight digits.
+REALIZED_STEP: Final = Decimal("1e-8")
 _SEVERITY: Final[Mapping[Subject, Severity]] = {
     Subject.ORDER: Severity.WARNING,
     Subject.EXECUTION: Severity.CRITICAL,
@@ -147,9 +149,18 @@ def _key(difference: Difference) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def compare_balances(ledger: Mapping[str, Decimal], exchange: Mapping[str, Decimal]) -> Comparison:
-    """Totals by asset, in units of the asset. An asset that is not there has zero."""
+def compare_balances(
+    ledger: Mapping[str, Decimal],
+    exchange: Mapping[str, Decimal],
+    contract_fills: Mapping[str, int] | None = None,
+) -> Comparison:
+    """Totals by asset, in units of the asset. An asset that is not there has zero.
+
+    contract_fills: how many fills of contracts were settled in an asset. The exchange books what
+    each of them realised with a few digits, and the ledger with all.
+    """
     assets = {*ledger, *exchange}
+    fills = contract_fills or {}
     differences = [
         Difference(
             Subject.BALANCE,
@@ -161,7 +172,8 @@ def compare_balances(ledger: Mapping[str, Decimal], exchange: Mapping[str, Decim
             as_text(exchange.get(asset, ZERO)),
         )
         for asset in assets
-        if ledger.get(asset, ZERO) != exchange.get(asset, ZERO)
+        if magnitude(subtract(ledger.get(asset, ZERO), exchange.get(asset, ZERO)))
+        > product(Decimal(fills.get(asset, 0)), REALIZED_STEP)
     ]
     return Comparison(balances=len(assets), differences=tuple(sorted(differences, key=_key)))
 

@@ -7,7 +7,7 @@ opened, and goes nowhere but into CCXT's object.
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, Final
@@ -16,11 +16,14 @@ from kurisu.config import Config
 from kurisu.errors import ConfigError, InvalidArgument
 from kurisu.exchange.configured import settings_of
 from kurisu.exchange.private import CcxtAccount, open_account, required_credentials
+from kurisu.exchange.private_venues import private_venue_of
 from kurisu.exchange.settings import SECRETS, ExchangeSettings
 from kurisu.store.accounts import Account
 
 #: The key of `Account.meta` that tells a paper account.
 PAPER: Final = "paper"
+#: The key of `Account.meta` under which the wallets to read are.
+WALLETS: Final = "wallets"
 #: The options of `kurisu account add` by CCXT's names.
 _OPTIONS: Final = {
     "apiKey": "--key-env VARIABLE",
@@ -55,6 +58,20 @@ def check_credentials(
     if missing:
         options = ", ".join(_OPTIONS.get(name, f"--env {name}=VARIABLE") for name in missing)
         raise InvalidArgument(f"{exchange} needs {', '.join(missing)}: give {options}")
+
+
+def check_wallets(config: Config, exchange: str, wallets: Sequence[str]) -> None:
+    """Whether the exchange has them. Raises InvalidArgument."""
+    known = private_venue_of(settings_of(config, exchange).exchange_id).wallets
+    for name in wallets:
+        if name not in known:
+            has = ", ".join(known) or "one wallet, and none is to be named"
+            raise InvalidArgument(f"{exchange} has no wallet {name!r}; it has {has}")
+
+
+def wallets_of(account: Account) -> tuple[str, ...]:
+    """The wallets that the account's owner has named; () for those that its markets need."""
+    return tuple(account.meta.get(WALLETS) or ())
 
 
 def account_settings(config: Config, account: Account) -> ExchangeSettings:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -31,7 +32,7 @@ from kurisu.ledger.reconcile import (
 from kurisu.store.accounts import Account
 from kurisu.store.markets import Market
 from kurisu.store.store import Store
-from kurisu.trading.sync import Progress, silent, symbols_of
+from kurisu.trading.sync import Progress, read_wallets, silent
 from kurisu.trading.take_in import Intake, TakenIn
 
 
@@ -56,9 +57,10 @@ class ReconcileReport:
 
 @dataclass(slots=True)
 class _Told:
-    """What the exchange told of one market; and what the ledger had, read after it."""
+    """What the exchange told of one market since a time; and what the ledger had, read after it."""
 
     market: Market
+    since: datetime | None
     orders: list[ReportedOrder]
     executions: list[Execution]
     ledger: list[Order] | None
@@ -80,24 +82,23 @@ async def reconcile_account(
     Raises ExchangeError, DatabaseError.
     """
     until = await exchange.now()
-    # What the exchange was not asked about is neither missing nor extra.
-    since = reach(exchange, since, until)
-    report = ReconcileReport(str(account), since, until)
+    report = ReconcileReport(str(account), reach(exchange.private, since, until), until)
     listings = {listing.symbol: listing for listing in await exchange.load_markets()}
-    balances = await exchange.fetch_balances()
-    totals = {balance.asset: balance.total for balance in balances}
+    asked = await read_wallets(store, account, exchange, listings, markets, until)
+    totals = {balance.asset: balance.total for balance in asked.balances}
     told = []
-    for symbol in await symbols_of(store, account, listings, balances, markets, until):
+    for symbol in asked.symbols:
         market = await store.markets.add(listings[symbol])
         report.markets.append(str(market))
-        told.append(await _ask(store, account, exchange, market, since, until, progress))
-    report.comparison = await _compare(store, account, told, totals, since, until)
+        reached = reach(exchange.private.lists_of(symbol), since, until)
+        told.append(await _ask(store, account, exchange, market, reached, until, progress))
+    report.comparison = await _compare(store, account, told, totals, until)
     report.events = await _raise_events(store, account, report.comparison.differences, told)
     if apply and not report.comparison.agrees:
         await _apply(store, account, told, totals, report)
         for one in told:
             one.ledger = None
-        report.comparison = await _compare(store, account, told, totals, since, until)
+        report.comparison = await _compare(store, account, told, totals, until)
     return report
 
 
@@ -135,7 +136,7 @@ async def _ask(
         if found is not None:
             orders[order.exchange_order_id or ""] = found
     # The ledger has to be read after the exchange was.
-    return _Told(market, list(orders.values()), executions, None if unlisted else ledger)
+    return _Told(market, since, list(orders.values()), executions, None if unlisted else ledger)
 
 
 async def _compare(
@@ -143,26 +144,30 @@ async def _compare(
     account: Account,
     told: Sequence[_Told],
     totals: dict[str, Decimal],
-    since: datetime | None,
     until: datetime,
 ) -> Comparison:
     found = Comparison()
+    contract_fills: Counter[str] = Counter()
     for one in told:
         with _no_collection():
             orders = one.ledger
             if orders is None:
                 orders = await store.ledger.orders(account, market=one.market)
             executions = await store.ledger.executions(account, market=one.market)
+            if one.market.name.settle is not None:
+                contract_fills[one.market.name.settle] += len(executions)
             found = found.join(
                 compare_market(
                     str(one.market),
                     (orders, [row.execution for row in executions]),
                     ([report.update for report in one.orders], one.executions),
-                    since,
+                    # What it was not asked about is neither missing nor extra.
+                    one.since,
                     until,
                 )
             )
-    return found.join(compare_balances(await _ledger_totals(store, account), totals))
+    ledger_totals = await _ledger_totals(store, account)
+    return found.join(compare_balances(ledger_totals, totals, contract_fills))
 
 
 async def _ledger_totals(store: Store, account: Account) -> dict[str, Decimal]:

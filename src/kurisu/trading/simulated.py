@@ -15,7 +15,7 @@ After a restart it is filled again from the ledger with `restore`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
@@ -180,8 +180,8 @@ class SimulatedExchange:
         """Every fill of a market."""
         return ExecutionPage(tuple(e for order in self._of(symbol) for e in order.executions))
 
-    async def fetch_balances(self) -> list[ReportedBalance]:
-        """What the account has, by asset."""
+    async def fetch_balances(self, wallets: Sequence[str] = ()) -> list[ReportedBalance]:  # noqa: ARG002
+        """What the account has, by asset; there is one wallet."""
         found = []
         for asset, total in sorted(self._balances.items()):
             used = self._used(asset)
@@ -195,6 +195,19 @@ class SimulatedExchange:
         until: datetime,  # noqa: ARG002
     ) -> tuple[list[Entry], list[Unreadable]]:
         """None: nothing comes or goes."""
+        return [], []
+
+    async def fetch_held_symbols(self, wallets: Sequence[str]) -> list[str]:  # noqa: ARG002
+        """None: there are no contracts."""
+        return []
+
+    async def fetch_funding(
+        self,
+        symbol: str,  # noqa: ARG002
+        since: datetime,  # noqa: ARG002
+        until: datetime,  # noqa: ARG002
+    ) -> tuple[list[Entry], list[Unreadable]]:
+        """None: there are no contracts."""
         return [], []
 
     async def create_order(self, order: NewOrder) -> ReportedOrder:

@@ -7,21 +7,22 @@ process that is killed anywhere goes on where it stopped.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final
 
-from kurisu.domain.balance import Balance
+from kurisu.domain.balance import Balance, Entry
 from kurisu.domain.listing import MarketListing
 from kurisu.domain.money import EXACT
 from kurisu.errors import BadSymbol, ExchangeError, LedgerRuleBroken
-from kurisu.exchange.private_pages import execution_windows, order_windows
+from kurisu.exchange.private_pages import DEFAULT_SPAN, execution_windows, order_windows
 from kurisu.exchange.private_port import PrivateExchange, ReportedBalance
 from kurisu.ledger.events import EventType
 from kurisu.store.accounts import Account
 from kurisu.store.markets import Market
 from kurisu.store.store import Store
+from kurisu.trading.accounts import wallets_of
 from kurisu.trading.gateway import Gateway
 from kurisu.trading.take_in import Intake, TakenIn
 
@@ -36,6 +37,7 @@ _ORDERS: Final = "orders"
 _TRADES: Final = "trades"
 _MARKETS: Final = "markets"
 _TRANSFERS: Final = "transfers"
+_FUNDING: Final = "funding"
 #: How far back deposits and withdrawals are read the first time, and before the cursor later.
 TRANSFERS_SPAN: Final = timedelta(days=365)
 TRANSFERS_OVERLAP: Final = timedelta(days=30)
@@ -55,8 +57,8 @@ class MarketReport:
 class SyncReport:
     """What a synchronisation did. resolved: orders whose fate had been unknown. conditions: risk
     events that are new, of what does not add up at its end. balances: assets reported.
-    transfers: deposits, withdrawals and their fees that are new. notes: what could not be read, and
-    is no reason not to read the rest."""
+    transfers: deposits, withdrawals and their fees that are new. funding: payments that are new.
+    notes: what could not be read, and is no reason not to read the rest."""
 
     account: str
     until: datetime
@@ -65,6 +67,7 @@ class SyncReport:
     conditions: int = 0
     balances: int = 0
     transfers: int = 0
+    funding: int = 0
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -93,7 +96,8 @@ async def sync_account(
 ) -> SyncReport:
     """Read an account, from where the last call stopped.
 
-    markets: unified symbols; () for those of the last time and those that the balances suggest.
+    markets: unified symbols; () for those of the last time and those that the balances suggest,
+        and contracts that are held in a wallet that the account names.
     since: None for the cursor, and where there is none, for as far as the exchange goes.
     Raises ExchangeError, DatabaseError; what was read before is stored.
     """
@@ -101,15 +105,18 @@ async def sync_account(
     until = await exchange.now()
     report = SyncReport(str(account), until)
     listings = {listing.symbol: listing for listing in await exchange.load_markets()}
-    balances = await exchange.fetch_balances()
-    await store.ledger.report_balances(account, until, [_balance(b) for b in balances])
-    report.balances = len(balances)
+    asked = await read_wallets(store, account, exchange, listings, markets, until)
+    report.notes += asked.notes
+    await store.ledger.report_balances(account, until, [_balance(b) for b in asked.balances])
+    report.balances = len(asked.balances)
     gateway = Gateway(store, account, exchange)
     report.resolved = len(await gateway.resolve_pending())
-    for symbol in await symbols_of(store, account, listings, balances, markets, until):
+    for symbol in asked.symbols:
         market = await store.markets.add(listings[symbol])
         found = await _sync_market(store, account, exchange, market, since, until, progress)
         report.markets.append(found)
+        if market.name.type == "swap":
+            await _sync_funding(store, account, exchange, market, since, report)
         report.conditions += await store.ledger.note_conditions(account, market)
     progress("", _TRANSFERS, None)
     await _sync_transfers(store, account, exchange, since, report)
@@ -117,16 +124,54 @@ async def sync_account(
     return report
 
 
-async def symbols_of(
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Of an account: which markets to look at, and what its wallets have. notes: see
+    `SyncReport`."""
+
+    symbols: list[str]
+    balances: list[ReportedBalance]
+    notes: list[str] = field(default_factory=list)
+
+
+async def read_wallets(
     store: Store,
     account: Account,
-    listings: dict[str, MarketListing],
-    balances: Iterable[ReportedBalance],
+    exchange: PrivateExchange,
+    listings: Mapping[str, MarketListing],
     wanted: Sequence[str],
     now: datetime,
-) -> list[str]:
-    """Markets to look at: those wanted, else those of the last time and those that the balances
-    suggest. What was looked at once is looked at from then on.
+) -> Asked:
+    """The wallets that the account names; else the first one and those of the contracts that were
+    ever looked at. Markets: see `_symbols_of`. Raises ExchangeError, BadSymbol."""
+    named = wallets_of(account)
+    balances = await exchange.fetch_balances(named)
+    held: list[str] = []
+    notes = []
+    if named:
+        try:
+            held = await exchange.fetch_held_symbols(named)
+        except ExchangeError as error:
+            notes.append(f"positions were not read, and suggest no markets: {error}")
+    symbols, known = await _symbols_of(store, account, listings, balances, held, wanted, now)
+    wallets = dict.fromkeys(("", *(exchange.private.wallet_of(symbol) for symbol in known)))
+    if not named and len(wallets) > 1:
+        balances = await exchange.fetch_balances(tuple(wallets))
+    return Asked(symbols, balances, notes)
+
+
+async def _symbols_of(
+    store: Store,
+    account: Account,
+    listings: Mapping[str, MarketListing],
+    balances: Iterable[ReportedBalance],
+    contracts: Iterable[str],
+    wanted: Sequence[str],
+    now: datetime,
+) -> tuple[list[str], list[str]]:
+    """Markets to look at: those wanted, else those of the last time and those that balances and
+    contracts that are held suggest; and all that were ever looked at, these among them. What was
+    looked at once is looked at from then on.
 
     Raises BadSymbol for one that the exchange does not list.
     """
@@ -145,11 +190,21 @@ async def symbols_of(
             for symbol, listing in listings.items()
             if listing.type == "spot" and listing.name.base in held and listing.name.quote in sides
         }
+        suggested |= {symbol for symbol in contracts if _is_supported(listings.get(symbol))}
         chosen = sorted((suggested | before) & listings.keys())
     known = sorted(before | set(chosen))
     if known != sorted(before):
         await store.ledger.move_cursor(account, _MARKETS, now, details={"symbols": known})
-    return chosen
+    return chosen, known
+
+
+def _is_supported(listing: MarketListing | None) -> bool:
+    """False for options and contracts settled in a third asset, which the ledger cannot book."""
+    return (
+        listing is not None
+        and listing.type != "option"
+        and listing.name.settle in {None, listing.name.quote, listing.name.base}
+    )
 
 
 async def _sync_market(
@@ -208,16 +263,47 @@ async def _sync_transfers(
         report.notes.append(f"deposits and withdrawals were not read: {error}")
         return
     report.notes += [f"not taken: {one.record}: {one.reason}" for one in unreadable]
+    report.transfers = await _enter(store, account, entries, report)
+    await store.ledger.move_cursor(account, _TRANSFERS, report.until)
+
+
+async def _sync_funding(
+    store: Store,
+    account: Account,
+    exchange: PrivateExchange,
+    market: Market,
+    since: datetime | None,
+    report: SyncReport,
+) -> None:
+    """Funding of a contract. An exchange that does not tell it is a note, not an error."""
+    start = await _start(store, account, _FUNDING, market, since)
+    if start is None:
+        start = report.until - DEFAULT_SPAN
     try:
-        report.transfers = await store.ledger.enter(account, entries)
+        entries, unreadable = await exchange.fetch_funding(market.symbol, start, report.until)
+    except ExchangeError as error:
+        report.notes.append(f"funding of {market} was not read: {error}")
+        return
+    report.notes += [f"not taken: {one.record}: {one.reason}" for one in unreadable]
+    report.funding += await _enter(store, account, entries, report)
+    await store.ledger.move_cursor(account, _FUNDING, report.until, market=market)
+
+
+async def _enter(
+    store: Store, account: Account, entries: Sequence[Entry], report: SyncReport
+) -> int:
+    """Entries that are new."""
+    try:
+        return await store.ledger.enter(account, entries)
     except LedgerRuleBroken:
         # One of them contradicts what is there; the others are none the worse for it.
+        new = 0
         for entry in entries:
             try:
-                report.transfers += await store.ledger.enter(account, [entry])
+                new += await store.ledger.enter(account, [entry])
             except LedgerRuleBroken as error:
                 report.notes.append(f"not taken: {entry.kind} {entry.reference}: {error}")
-    await store.ledger.move_cursor(account, _TRANSFERS, report.until)
+        return new
 
 
 async def _start(
