@@ -69,7 +69,7 @@ async def sync(
     The markets that are looked at are those of the last time and those that the balances suggest;
     name a market once that you traded and hold no more of. Deposits and withdrawals are read from
     --since, or else a year back the first time. The spot wallet is read, and a contract wallet from
-    when one of its markets is named on; `--wallet` of `kurisu account add` says which ones otherwise.
+    when one of its markets is named on; --wallet of `kurisu account add` says which ones otherwise.
     """
     from kurisu.trading.accounts import open_stored_account
     from kurisu.trading.sync import sync_account
