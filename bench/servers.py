@@ -23,6 +23,8 @@ from kurisu.store.store import Store, open_store, upgrade
 
 _PSQL_TIME: Final = re.compile(r"^Time: ([0-9.]+) ms", re.MULTILINE)
 
+#: What keeps a committed row through a power cut.
+DURABLE: Final = ("fsync", "full_page_writes", "synchronous_commit")
 # Tables that a measurement fills, besides the rollups.
 _FILLED: Final = ("ohlcv", "candle_coverage", "candle_revisions", "rollup_pending")
 _ROLLUPS: Final = ("ohlcv_5m", "ohlcv_15m", "ohlcv_1h", "ohlcv_4h", "ohlcv_1d")
@@ -167,6 +169,7 @@ async def scratch(server: str, psql: Path) -> AsyncIterator[Bench]:
     name = f"kurisu_bench_{os.getpid()}"
     admin = await asyncpg.connect(url.render_as_string(hide_password=False))
     try:
+        await _refuse_volatile(admin)
         await admin.execute(f"CREATE DATABASE {name} TEMPLATE template0")
         try:
             with tempfile.TemporaryDirectory(prefix="kurisu-bench-") as folder:
@@ -176,6 +179,16 @@ async def scratch(server: str, psql: Path) -> AsyncIterator[Bench]:
             await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
     finally:
         await admin.close()
+
+
+async def _refuse_volatile(admin: asyncpg.Connection) -> None:
+    """A server that may lose what it committed is faster, and nobody keeps a ledger on it."""
+    for setting in DURABLE:
+        if await admin.fetchval("SELECT current_setting($1)", setting) == "off":
+            raise RuntimeError(
+                f"the server has {setting} = off; what is measured there is not what a server "
+                f"that keeps its data does. ALTER SYSTEM RESET {setting}, reload, measure again"
+            )
 
 
 @contextlib.asynccontextmanager

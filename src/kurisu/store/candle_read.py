@@ -45,6 +45,13 @@ SELECT timeframe FROM candle_series WHERE market_id = $1 AND timeframe <> '1m'
 """
 
 
+# Whether a market has 1m candles in a range. Parameters: market_id, since, until. Columns: exists.
+ANY_MINUTE: Final = """
+SELECT EXISTS (SELECT 1 FROM ohlcv
+                WHERE market_id = $1 AND timeframe = '1m' AND time >= $2 AND time < $3)
+"""
+
+
 # Newest candle of a market, of whatever timeframe: an index probe for each that it has. Without the
 # timeframe the planner may walk the time index past the newer rows of every other market. Where
 # retention has dropped the candles, their bars are left. Parameters: market_id, before. Columns:
@@ -189,13 +196,17 @@ async def _read_aggregate(
     """Bars of a rollup on Community: stored ones below the watermark, made from candles above.
 
     That is what the aggregate's view says, too; but to plan it takes longer than to read a year.
+    So does the part above, which is left out where there is nothing.
     """
     stored = await rollups.stored_bars(connection, frame)
     edge = min(max(stored.watermark, low), high)
     where = "market_id = $1 AND time >= $2 AND time < $3"
     query = f"SELECT time, {_VALUES}, bars FROM {stored.table} WHERE {where}"
     arguments = [market_id, low, edge]
-    if edge < high:
+    if edge < high and (
+        not stored.candles_complete
+        or await (await driver(connection)).fetchval(ANY_MINUTE, market_id, edge, high)
+    ):
         above = "market_id = $1 AND time >= $3 AND time < $4"
         # In a statement after the watermark's: what a refresh stores in between is in both.
         query += " UNION ALL " + (

@@ -56,6 +56,10 @@ if TYPE_CHECKING:
 #: Messages that go into one transaction.
 BATCH: Final = 1_000
 
+# Whoever takes fills in looks up single rows. A plan is made once in a session, perhaps for a table
+# that is nearly empty, and one that reads all of it would get slower with every fill.
+BY_INDEX: Final = "SET enable_seqscan = off"
+
 # Parameters: exchange, symbol.
 MARKET: Final = "SELECT id, contract_size FROM markets WHERE exchange = $1 AND symbol = $2"
 
@@ -77,10 +81,8 @@ class Ledger:
         self._raw: Raw | None = None
 
     async def close(self) -> None:
-        """Give back the connection that is kept for fills."""
-        connection, self._connection, self._raw = self._connection, None, None
-        if connection is not None:
-            await connection.close()
+        """End the connection that is kept for fills."""
+        await self._discard()
 
     # What comes in
 
@@ -565,6 +567,7 @@ class Ledger:
                     connection = await database.connect()
                     self._raw = await driver(connection)
                     self._connection = connection
+                    await self._raw.execute(BY_INDEX)
                 try:
                     yield self._raw
                 except LedgerRuleBroken:
@@ -616,8 +619,9 @@ class Ledger:
                 return None
             self._tallies.grown(1)
         order = order_now(entry)
-        row = replace(
-            execution, cost=subtract(order.cost, before.cost), symbol=scope.terms.name.symbol
-        )
+        cost, symbol = subtract(order.cost, before.cost), scope.terms.name.symbol
+        row = execution
+        if execution.cost != cost or execution.symbol != symbol:
+            row = replace(execution, cost=cost, symbol=symbol)
         flags = frozenset({Flag.AFTER_END} if before.status.is_terminal else ())
         return Outcome(before, order, inserted=(row,), conditions=tally.conditions, flags=flags)

@@ -69,13 +69,15 @@ SELECT {_ORDER_COLUMNS}, xmin AS version FROM orders
 # Parameters: order ids.
 VERSIONS: Final = "SELECT id, xmin AS version FROM orders WHERE id = ANY($1::bigint[])"
 
-# Orders of ours that have an execution under one of these trade ids. Parameters: market_id,
-# account_id, trade ids, order ids to leave out.
+# Orders of ours that have an execution under one of these trade ids, each looked up by the index
+# (see ledger_fast). Parameters: market_id, account_id, trade ids, order ids to leave out.
 ORDERS_BY_TRADES: Final = f"""
 SELECT {_ORDER_COLUMNS}, xmin AS version FROM orders
- WHERE id IN (SELECT order_id FROM executions
-               WHERE market_id = $1 AND account_id = $2 AND trade_id = ANY($3::text[])
-                 AND order_id IS NOT NULL)
+ WHERE id IN (SELECT e.order_id FROM unnest($3::text[]) AS t(trade_id)
+               CROSS JOIN LATERAL (SELECT order_id FROM executions
+                                    WHERE account_id = $2 AND market_id = $1
+                                      AND trade_id = t.trade_id
+                                    ORDER BY exchange_order_id) AS e)
    AND id <> ALL($4::bigint[])
 """
 
