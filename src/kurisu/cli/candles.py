@@ -53,6 +53,17 @@ ManyMarketsOption = Annotated[
         show_default=False,
     ),
 ]
+OutputOption = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", metavar="FILE", help="Else CSV goes to stdout."),
+]
+FormatOption = Annotated[
+    str | None,
+    typer.Option("--format", metavar="csv|parquet|feather", help="Else by FILE's ending."),
+]
+Float64Option = Annotated[
+    bool, typer.Option("--float64", help="Numbers as nearest doubles instead of decimals.")
+]
 
 
 @command(app, "show")
@@ -75,7 +86,7 @@ async def show(
         bars, more = await _some(store, found, frame, first, end, limit)
     candles = list(bars.candles())
     if not candles and not session.json:
-        session.note(f"No {frame} candles of {found}{_between(first, end)}.")
+        session.note(f"No {frame} candles of {found}{in_range(first, end)}.")
         return
     data = {
         "market": str(found),
@@ -124,7 +135,8 @@ def _as_dict(candle: Candle) -> dict[str, Any]:
     }
 
 
-def _between(since: datetime | None, until: datetime | None) -> str:
+def in_range(since: datetime | None, until: datetime | None) -> str:
+    """Where nothing was found, after what was looked for."""
     return "" if since is None and until is None else " in that range"
 
 
@@ -162,17 +174,9 @@ async def export(
     timeframe: TimeframeOption = "1m",
     since: SinceOption = None,
     until: UntilOption = None,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Else CSV goes to stdout."),
-    ] = None,
-    format_: Annotated[
-        str | None,
-        typer.Option("--format", metavar="csv|parquet|feather", help="Else by FILE's ending."),
-    ] = None,
-    float64: Annotated[
-        bool, typer.Option("--float64", help="Numbers as nearest doubles instead of decimals.")
-    ] = False,
+    output: OutputOption = None,
+    format_: FormatOption = None,
+    float64: Float64Option = False,
 ) -> None:
     """Export bars of any timeframe, exactly, to CSV, Parquet or Feather."""
     from kurisu.domain.timeframe import timeframe as timeframe_of
@@ -196,7 +200,7 @@ async def export(
                 bars = await store.candles.read(found, frame, first, end)
         candle_export.write(bars, kind, sink, float64=float64)
     if not len(bars):
-        session.note(f"No {frame} candles of {found}{_between(first, end)}.")
+        session.note(f"No {frame} candles of {found}{in_range(first, end)}.")
     if output is not None:
         data = {
             "market": str(found), "timeframe": frame.name, "file": output, "format": kind,
@@ -254,7 +258,7 @@ async def gaps(
     session.note(
         f"{frame} bars of {found} are derived from {', '.join(sources)}: see its gaps."
         if sources
-        else f"No {frame} candles of {found}{_between(first, end)}."
+        else f"No {frame} candles of {found}{in_range(first, end)}."
     )
 
 

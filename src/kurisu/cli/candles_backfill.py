@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kurisu.cli import backfill_report
+from kurisu.cli.backfill_report import JSON_ROWS, SHOWN, problem_lines
 from kurisu.cli.command import (
     AllowExpiringOption,
+    ExchangeArgument,
     Session,
     SinceOption,
     TimeframeOption,
@@ -18,7 +22,7 @@ from kurisu.cli.command import (
     parse_range,
 )
 from kurisu.cli.markets import check_type
-from kurisu.cli.output import iso, safe, table
+from kurisu.cli.output import iso, safe
 from kurisu.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -30,11 +34,6 @@ if TYPE_CHECKING:
     from kurisu.store.markets import Market
     from kurisu.store.store import Store
 
-#: Markets, problems and rejected rows that the text report shows.
-SHOWN: Final = 40
-#: Rejected rows and stretches that --json lists of each market.
-JSON_ROWS: Final = 1_000
-
 
 def add_to(app: typer.Typer) -> None:
     """Make it a command of `app`."""
@@ -43,9 +42,7 @@ def add_to(app: typer.Typer) -> None:
 
 async def backfill(
     session: Session,
-    exchange: Annotated[
-        str, typer.Argument(metavar="EXCHANGE", help="CCXT's id, or a name in kurisu.toml.")
-    ],
+    exchange: ExchangeArgument,
     symbols: Annotated[
         list[str] | None,
         typer.Argument(metavar="SYMBOL...", help="Unified symbols, e.g. BTC/USDT."),
@@ -149,14 +146,8 @@ async def _chosen(
 
 def as_dict(report: BackfillReport) -> dict[str, Any]:
     """For --json. `stretches` are those that are neither complete nor empty."""
-    return {
-        "exchange": report.exchange,
-        "timeframe": report.timeframe,
-        "done": report.is_done,
-        "seconds": round(report.seconds, 3),
-        "markets": [_market_dict(one) for one in report.markets],
-        "notes": report.notes,
-    }
+    found = backfill_report.as_dict(report, [_market_dict(one) for one in report.markets])
+    return {"exchange": report.exchange, "timeframe": report.timeframe, **found}
 
 
 def _market_dict(one: MarketBackfill) -> dict[str, Any]:
@@ -172,10 +163,7 @@ def _market_dict(one: MarketBackfill) -> dict[str, Any]:
         "unchanged": one.unchanged,
         "rejected": len(one.rejects),
         "bars": one.bars,
-        "stretches": [
-            {"since": s.since, "until": s.until, "status": s.status, "reason": s.reason}
-            for s in one.left[:JSON_ROWS]
-        ],
+        "stretches": backfill_report.stretches(one.left),
         "problems": one.problems,
         "rejects": one.rejects[:JSON_ROWS],
     }
@@ -185,42 +173,23 @@ def as_text(report: BackfillReport) -> str:
     """What is complete, what is not, and why."""
     from kurisu.ingest.backfill import STATUSES
 
-    headers = ("market", "since", "until", "new", "revised", *STATUSES)
-    rows = [
-        (m.market, m.since, m.until, m.inserted, m.updated, *(m.bars[s] for s in STATUSES))
-        for m in sorted(report.markets, key=lambda m: m.is_done)
-    ]
-    shown = [name for i, name in enumerate(headers)
-             if name in headers[:6] or any(row[i] for row in rows)]  # fmt: skip
-    picked = [[row[headers.index(name)] for name in shown] for row in rows]
-    lines = table(shown, picked[:SHOWN], right=set(shown[3:])).splitlines()
-    if len(rows) > SHOWN:
-        lines.append(f"and {len(rows) - SHOWN:,} more markets (--json lists all)")
-    for one in report.markets:
-        lines += _problem_lines(one)
-    lines += [f"note: {safe(note)}" for note in report.notes]
-    new = sum(m.inserted for m in report.markets)
-    rate = f", {new / report.seconds:,.0f}/s" if new and report.seconds else ""
-    done = sum(m.is_done for m in report.markets)
-    lines.append(
-        f"{done:,} of {len(report.markets):,} markets done: {new:,} new candles in "
-        f"{report.seconds:.1f} s{rate}"
-    )
-    return "\n".join(lines)
+    columns: dict[str, Callable[[MarketBackfill], Any]] = {
+        "revised": lambda m: m.updated,
+        **{status: partial(_bars, status) for status in STATUSES},
+    }
+    return backfill_report.as_text(report, report.markets, columns, _lines, "candles")
 
 
-def _problem_lines(one: MarketBackfill) -> list[str]:
-    lines = []
-    for problem in one.problems[:SHOWN]:
-        stretch = f"{iso(problem.since)} to {iso(problem.until)}"
-        lines.append(f"{safe(one.market)}: {problem.status} {stretch}: {safe(problem.reason)}")
-    if len(one.problems) > SHOWN:
-        lines.append(f"{safe(one.market)}: and {len(one.problems) - SHOWN:,} more (--json)")
+def _bars(status: str, one: MarketBackfill) -> int:
+    return one.bars[status]
+
+
+def _lines(one: MarketBackfill) -> list[str]:
     missing = [s for s in one.left if s.status == "missing"]
-    lines += [
-        f"{safe(one.market)}: missing {iso(s.since)} to {iso(s.until)}" for s in missing[:SHOWN]
+    return [
+        *problem_lines(one.market, one.problems),
+        *(f"{safe(one.market)}: missing {iso(s.since)} to {iso(s.until)}" for s in missing[:SHOWN]),
     ]
-    return lines
 
 
 @contextmanager

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from kurisu.cli.candles_backfill import JSON_ROWS, bars
+from kurisu.cli.backfill_report import JSON_ROWS, problem_lines
+from kurisu.cli.candles_backfill import bars
 from kurisu.cli.command import (
     AllowExpiringOption,
     Session,
@@ -158,10 +159,7 @@ def _as_text(reports: list[MarketRepair]) -> str:
     lines = [table(headers, rows, right=set(headers[2:]))]
     for one in reports:
         if one.backfill is not None:
-            lines += [
-                f"{safe(one.market)}: {p.status} {iso(p.since)} to {iso(p.until)}: {safe(p.reason)}"
-                for p in one.backfill.problems[:SHOWN]
-            ]
+            lines += problem_lines(one.market, one.backfill.problems, SHOWN)
         if one.problem is not None:
             lines.append(f"{safe(one.market)}: could not be compared: {safe(one.problem)}")
         lines += [f"{safe(one.market)}: {_difference(d)}" for d in one.differences[:SHOWN]]

@@ -41,11 +41,23 @@ VerboseOption = Annotated[
 MarketOption = Annotated[
     str, typer.Option("--market", metavar="EXCHANGE:SYMBOL", help="E.g. binance:BTC/USDT.")
 ]
+ExchangeArgument = Annotated[
+    str, typer.Argument(metavar="EXCHANGE", help="CCXT's id, or a name in kurisu.toml.")
+]
 SinceOption = Annotated[
     str | None,
     typer.Option(
         metavar="TIME",
         help="First open time: a date, an ISO time (UTC if it names no zone), or an epoch.",
+        show_default=False,
+    ),
+]
+TradesSinceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--since",
+        metavar="TIME",
+        help="First time: a date, an ISO time (UTC if it names no zone), or an epoch.",
         show_default=False,
     ),
 ]

@@ -5,16 +5,24 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from kurisu.cli import trades_backfill, trades_import
-from kurisu.cli.candles import NUMBERS, export_format
+from kurisu.cli.candles import (
+    NUMBERS,
+    Float64Option,
+    FormatOption,
+    OutputOption,
+    export_format,
+    in_range,
+)
 from kurisu.cli.command import (
     AllowExpiringOption,
     Session,
+    TradesSinceOption,
+    UntilOption,
     command,
     find_market,
     parse_range,
@@ -34,18 +42,6 @@ trades_backfill.add_to(app)
 
 #: Differences that the text report shows.
 SHOWN: Final = 20
-SinceOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="TIME",
-        help="First time: a date, an ISO time (UTC if it names no zone), or an epoch.",
-        show_default=False,
-    ),
-]
-UntilOption = Annotated[
-    str | None,
-    typer.Option(metavar="TIME", help="End, exclusive; written like --since.", show_default=False),
-]
 MarketArgument = Annotated[
     str | None,
     typer.Argument(metavar="MARKET", help="E.g. binance:BTC/USDT.", show_default=False),
@@ -73,7 +69,7 @@ async def show(
     session: Session,
     name: MarketArgument = None,
     market: MarketOption = None,
-    since: SinceOption = None,
+    since: TradesSinceOption = None,
     until: UntilOption = None,
     limit: Annotated[int, typer.Option(min=1, help="Trades to show at most.")] = 20,
 ) -> None:
@@ -88,7 +84,7 @@ async def show(
             trades = await store.trades.latest(found, limit, until=end)
     rows = trades.table.to_pylist()
     if not rows and not session.json:
-        session.note(f"No trades of {found}{_in_range(first, end)}.")
+        session.note(f"No trades of {found}{in_range(first, end)}.")
         return
     headers = [
         name
@@ -105,28 +101,16 @@ async def show(
     )
 
 
-def _in_range(since: object, until: object) -> str:
-    return "" if since is None and until is None else " in that range"
-
-
 @command(app, "export")
 async def export(
     session: Session,
     name: MarketArgument = None,
     market: MarketOption = None,
-    since: SinceOption = None,
+    since: TradesSinceOption = None,
     until: UntilOption = None,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Else CSV goes to stdout."),
-    ] = None,
-    format_: Annotated[
-        str | None,
-        typer.Option("--format", metavar="csv|parquet|feather", help="Else by FILE's ending."),
-    ] = None,
-    float64: Annotated[
-        bool, typer.Option("--float64", help="Numbers as nearest doubles instead of decimals.")
-    ] = False,
+    output: OutputOption = None,
+    format_: FormatOption = None,
+    float64: Float64Option = False,
 ) -> None:
     """Export trades, exactly, to CSV, Parquet or Feather; ranges of any size."""
     from kurisu.report import trade_export
@@ -152,7 +136,7 @@ async def export(
                         write(trades)
                         count += len(trades)
     if not count:
-        session.note(f"No trades of {found}{_in_range(first, end)}.")
+        session.note(f"No trades of {found}{in_range(first, end)}.")
     if output is not None:
         data = {"market": str(found), "file": output, "format": kind, "trades": count}
         session.result(data, f"{count:,} trades in {safe(str(output))}")
@@ -163,7 +147,7 @@ async def coverage(
     session: Session,
     name: MarketArgument = None,
     market: MarketOption = None,
-    since: SinceOption = None,
+    since: TradesSinceOption = None,
     until: UntilOption = None,
 ) -> None:
     """List stretches of time and what is known of their trades: complete, empty, failed and why.
@@ -175,7 +159,7 @@ async def coverage(
         found = await find_market(store, _name(name, market))
         stretches = await store.trades.coverage(found, first, end)
     if not stretches and not session.json:
-        session.note(f"Nothing is known of the trades of {found}{_in_range(first, end)}.")
+        session.note(f"Nothing is known of the trades of {found}{in_range(first, end)}.")
         return
     headers = ("since", "until", "status", "source", "reason")
     rows = [(s.since, s.until, s.status, s.source, s.reason) for s in stretches]
@@ -188,7 +172,7 @@ async def to_candles(
     session: Session,
     name: MarketArgument = None,
     market: MarketOption = None,
-    since: SinceOption = None,
+    since: TradesSinceOption = None,
     until: UntilOption = None,
     write: Annotated[
         bool, typer.Option("--write", help="Store the candles that are missing.")

@@ -5,12 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from kurisu.cli.command import AllowExpiringOption, Session, UntilOption, command, parse_range
-from kurisu.cli.output import iso, safe, table
+from kurisu.cli import backfill_report
+from kurisu.cli.backfill_report import JSON_ROWS, SHOWN, problem_lines
+from kurisu.cli.command import (
+    AllowExpiringOption,
+    ExchangeArgument,
+    Session,
+    TradesSinceOption,
+    UntilOption,
+    command,
+    parse_range,
+)
+from kurisu.cli.output import safe
 
 if TYPE_CHECKING:
     from kurisu.ingest.trade_backfill import (
@@ -19,10 +30,6 @@ if TYPE_CHECKING:
         TradeWatch,
     )
 
-#: Markets, problems and rejected rows that the text report shows.
-SHOWN: Final = 40
-#: Rejected rows and conflicts that --json lists of each market.
-JSON_ROWS: Final = 1_000
 STATUSES: Final = ("complete", "empty", "outage", "failed", "missing")
 
 
@@ -33,21 +40,12 @@ def add_to(app: typer.Typer) -> None:
 
 async def backfill(
     session: Session,
-    exchange: Annotated[
-        str, typer.Argument(metavar="EXCHANGE", help="CCXT's id, or a name in kurisu.toml.")
-    ],
+    exchange: ExchangeArgument,
     symbols: Annotated[
         list[str],
         typer.Argument(metavar="SYMBOL...", help="Unified symbols, e.g. BTC/USDT."),
     ],
-    since: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TIME",
-            help="Where to begin: a date, an ISO time (UTC if it names no zone), or an epoch.",
-            show_default=False,
-        ),
-    ] = None,
+    since: TradesSinceOption = None,
     until: UntilOption = None,
     allow_expiring: AllowExpiringOption = False,
 ) -> int:
@@ -81,13 +79,7 @@ async def backfill(
 
 def as_dict(report: TradeBackfillReport) -> dict[str, Any]:
     """For --json. `stretches` are those that are neither complete nor empty."""
-    return {
-        "exchange": report.exchange,
-        "done": report.is_done,
-        "seconds": round(report.seconds, 3),
-        "markets": [_market_dict(one) for one in report.markets],
-        "notes": report.notes,
-    }
+    return backfill_report.as_dict(report, [_market_dict(one) for one in report.markets])
 
 
 def _market_dict(one: MarketTradeBackfill) -> dict[str, Any]:
@@ -105,11 +97,7 @@ def _market_dict(one: MarketTradeBackfill) -> dict[str, Any]:
         "missing_ids": one.missing_ids,
         "requested_seconds": one.requested.total_seconds(),
         "seconds": {status: one.length(status).total_seconds() for status in STATUSES},
-        "stretches": [
-            {"since": s.since, "until": s.until, "status": s.status, "reason": s.reason}
-            for s in one.coverage
-            if s.status not in ("complete", "empty")
-        ],
+        "stretches": backfill_report.stretches(one.coverage),
         "problems": one.problems,
         "rejects": one.rejects[:JSON_ROWS],
         "conflict_rows": one.conflicts[:JSON_ROWS],
@@ -118,44 +106,19 @@ def _market_dict(one: MarketTradeBackfill) -> dict[str, Any]:
 
 def as_text(report: TradeBackfillReport) -> str:
     """What is complete, what is not, and why."""
-    headers = ("market", "since", "until", "new", *STATUSES)
-    rows = [
-        (m.market, m.since, m.until, m.inserted, *(_length(m.length(s)) for s in STATUSES))
-        for m in sorted(report.markets, key=lambda m: m.is_done)
-    ]
-    shown = [
-        name for i, name in enumerate(headers) if name in headers[:5] or any(row[i] for row in rows)
-    ]
-    picked = [[row[headers.index(name)] for name in shown] for row in rows]
-    lines = table(shown, picked[:SHOWN], right=set(shown[3:])).splitlines()
-    if len(rows) > SHOWN:
-        lines.append(f"and {len(rows) - SHOWN:,} more markets (--json lists all)")
-    for one in report.markets:
-        lines += _problem_lines(one)
-    lines += [f"note: {safe(note)}" for note in report.notes]
-    new = sum(m.inserted for m in report.markets)
-    rate = f", {new / report.seconds:,.0f}/s" if new and report.seconds else ""
-    done = sum(m.is_done for m in report.markets)
-    lines.append(
-        f"{done:,} of {len(report.markets):,} markets done: {new:,} new trades in "
-        f"{report.seconds:.1f} s{rate}"
-    )
-    return "\n".join(lines)
+    columns = {status: partial(_length, status) for status in STATUSES}
+    return backfill_report.as_text(report, report.markets, columns, _lines, "trades")
 
 
-def _length(length: timedelta) -> str:
+def _length(status: str, one: MarketTradeBackfill) -> str:
     """1 day, 2:03:04; empty for none."""
+    length = one.length(status)
     return str(timedelta(seconds=round(length.total_seconds()))) if length else ""
 
 
-def _problem_lines(one: MarketTradeBackfill) -> list[str]:
+def _lines(one: MarketTradeBackfill) -> list[str]:
     market = safe(one.market)
-    lines = [
-        f"{market}: {p.status} {iso(p.since)} to {iso(p.until)}: {safe(p.reason)}"
-        for p in one.problems[:SHOWN]
-    ]
-    if len(one.problems) > SHOWN:
-        lines.append(f"{market}: and {len(one.problems) - SHOWN:,} more (--json)")
+    lines = problem_lines(one.market, one.problems)
     lines += [
         f"{market}: rejected {r.rule.value} ({r.field} {safe(r.value)})"
         for r in one.rejects[:SHOWN]
