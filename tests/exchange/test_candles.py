@@ -191,15 +191,93 @@ async def test_a_venue_that_keeps_the_newest_only_and_nobody_knows() -> None:
 
     class Hiding(FakeExchange):
         async def fetch_candles(
-            self, symbol: str, timeframe: str, since_ms: int, limit: int
+            self,
+            symbol: str,
+            timeframe: str,
+            since_ms: int,
+            limit: int,
+            until_ms: int | None = None,
         ) -> list[CandleRow]:
             if timeframe == "1m":
                 since_ms = max(since_ms, bars[-500].open_ms)
-            return await super().fetch_candles(symbol, timeframe, since_ms, limit)
+            return await super().fetch_candles(symbol, timeframe, since_ms, limit, until_ms)
 
     pages = await walk(Hiding(Venue(candle_limit=600), now_ms, Series(bars)))
     assert [page.status for page in pages] == [PageStatus.UNAVAILABLE, PageStatus.ANSWERED]
     assert rows_of(pages) == candle_rows(bars[-500:])
+
+
+HABITS: dict[str, dict[str, Any]] = {
+    "a row more than a window has": {"windowed": True, "last_of_window": True},
+    "fewer rows than was thought": {"windowed": True, "cap": 120},
+    "the newest of all, if no end is given": {"newest_of_all": True},
+    "both": {"newest_of_all": True, "cap": 120},
+}
+
+
+@pytest.mark.parametrize("habit", HABITS)
+@pytest.mark.parametrize("hole", [0.0, 0.01])
+async def test_what_is_newest_is_not_all(habit: str, hole: float) -> None:
+    """And it costs no more than a few requests for a page."""
+    bars = data.generated_bars(5, START_MS, 6_000, hole=hole)
+    now_ms = bars[-1].open_ms + MINUTE_MS
+    exchange = FakeExchange(Venue(candle_limit=600), now_ms, Series(bars), **HABITS[habit])
+    pages = await walk(exchange)
+    assert rows_of(pages) == candle_rows(bars)
+    check(pages, START_MS)
+    assert exchange.requests < 3 * 6_000 // (exchange.cap or 600) + 20
+
+
+@settings(max_examples=40)
+@given(
+    kept=st.integers(0, 3_000),
+    hole=st.sampled_from([0.0, 0.002, 0.05]),
+    windowed=st.booleans(),
+    until=st.integers(1, 4_500),
+    seed=st.integers(0, 99),
+)
+async def test_candles_that_a_venue_hides_are_never_called_empty(
+    kept: int, hole: float, windowed: bool, until: int, seed: int
+) -> None:
+    """It gives 1m and 5m for some time only, and 1h and 1d for ever."""
+    bars = data.generated_bars(seed, START_MS, 4_320, hole=hole)
+    now_ms = START_MS + 4_320 * MINUTE_MS
+    exchange = FakeExchange(
+        Venue(candle_limit=200), now_ms, Series(bars), windowed=windowed,
+        hidden_before_ms=now_ms - kept * MINUTE_MS,
+    )  # fmt: skip
+    pages = await walk(exchange, until_ms=START_MS + until * MINUTE_MS)
+    check(pages, START_MS)
+    stored = {row[0] for row in rows_of(pages)}
+    holes = [hole for page in pages for hole in page.holes]
+    lost = [
+        bar for bar in bars[: until] if from_ms(bar.open_ms) not in stored
+        and any(a <= from_ms(bar.open_ms) < b for a, b in holes)
+    ]  # fmt: skip
+    # Less than the longer candles tell.
+    assert len(lost) < 60
+    shown = [bar for bar in bars if bar.open_ms >= exchange.hidden_before_ms]
+    shown = [bar for bar in shown if bar.open_ms < START_MS + until * MINUTE_MS]
+    assert stored <= {from_ms(bar.open_ms) for bar in shown}
+    if hole == 0.0:
+        assert len(stored) == len(shown)
+
+
+async def test_what_a_venue_would_refuse_is_not_asked_for() -> None:
+    bars = data.generated_bars(3, START_MS, 3_000)
+    now_ms = START_MS + 3_000 * MINUTE_MS
+    asked: list[int] = []
+
+    class Listening(FakeExchange):
+        async def fetch_candles(self, *given: Any) -> list[CandleRow]:
+            asked.append(given[2])
+            return await super().fetch_candles(*given)
+
+    venue = Venue(candle_limit=200, candles_kept=1_000)
+    pages = await walk(Listening(venue, now_ms, Series(bars)))
+    assert [page.status for page in pages[:2]] == [PageStatus.UNAVAILABLE, PageStatus.ANSWERED]
+    assert rows_of(pages) == candle_rows(bars[-990:])
+    assert min(asked) >= now_ms - 1_000 * MINUTE_MS
 
 
 async def test_years_before_a_listing_cost_a_few_requests() -> None:
@@ -254,7 +332,12 @@ async def test_months_have_their_own_lengths() -> None:
         timeframes = frozenset({"1M"})
 
         async def fetch_candles(
-            self, symbol: str, timeframe: str, since_ms: int, limit: int
+            self,
+            symbol: str,
+            timeframe: str,
+            since_ms: int,
+            limit: int,
+            until_ms: int | None = None,
         ) -> list[CandleRow]:
             return [CandleRow(t, "1", "1", "1", "1", "1") for t in times if t >= since_ms]
 

@@ -25,6 +25,10 @@ class FakeExchange:
     """One market, "X/Y".
 
     windowed: a request for candles covers `limit` timeframes, not `limit` candles.
+    last_of_window: `limit` timeframes and one: the last row of a window is another's first.
+    cap: rows of candles that it really gives, the newest of a window.
+    newest_of_all: without an end, a request for candles gets the newest of all.
+    hidden_before_ms: shorter candles than 1h that open earlier are not given.
     newest_of_window: of such a window it gives the newest half; of a window of trades that does
         not fit into a page, the newest.
     repeats: share of rows that come twice. lost: share of answers that come empty at first.
@@ -38,6 +42,10 @@ class FakeExchange:
     name: str = "fake"
     timeframes: frozenset[str] = frozenset(LENGTH_MS)
     windowed: bool = False
+    last_of_window: bool = False
+    cap: int | None = None
+    newest_of_all: bool = False
+    hidden_before_ms: int = 0
     newest_of_window: bool = False
     repeats: float = 0.0
     lost: float = 0.0
@@ -59,7 +67,12 @@ class FakeExchange:
         pass
 
     async def fetch_candles(
-        self, symbol: str, timeframe: str, since_ms: int, limit: int
+        self,
+        symbol: str,
+        timeframe: str,
+        since_ms: int,
+        limit: int,
+        until_ms: int | None = None,
     ) -> list[CandleRow]:
         self.requests += 1
         most = self.venue.candle_limit or limit
@@ -71,8 +84,16 @@ class FakeExchange:
             newest = self.series.select(timeframe, self.now_ms, None, None, most, newest=True)
             bars = [bar for bar in newest if bar.open_ms >= since_ms]
         else:
-            until = since_ms + limit * length - 1 if self.windowed else None
-            bars = self.series.select(timeframe, self.now_ms, since_ms, until, limit)
+            until = until_ms
+            if self.windowed and until is None:
+                until = since_ms + limit * length - 1 + self.last_of_window
+            if length < LENGTH_MS["1h"]:
+                since_ms = max(since_ms, self.hidden_before_ms)
+            from_end = self.last_of_window or self.cap is not None or self.newest_of_all
+            bars = self.series.select(
+                timeframe, self.now_ms, since_ms, until, min(limit, self.cap or limit),
+                newest=from_end,
+            )  # fmt: skip
             if self.newest_of_window and len(bars) > 2 and limit == most:
                 bars = bars[len(bars) // 2 :]
         return self._repeated([CandleRow(bar.open_ms, *map(str, bar[1:])) for bar in bars])

@@ -3,7 +3,8 @@
 An answer is evidence about a stretch of time: up to its last candle the exchange has told
 everything, and minutes that are missing in between had no trades. An empty answer is evidence of
 little, and never of the end of the data: it is asked for again, and then checked with longer
-candles, which also say where to go on.
+candles, which also say where to go on. Where longer candles show trades, the exchange keeps the
+shorter ones to itself: that is said, and never called empty.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from typing import Final, TypeAlias
 
 import pyarrow as pa
 
-from kurisu.domain.money import PRECISION, SCALE
+from kurisu.domain.money import PRECISION, SCALE, parse_decimal
 from kurisu.domain.timeframe import TIMEFRAMES, Timeframe
 from kurisu.domain.timeframe import timeframe as timeframe_of
+from kurisu.errors import BadAnswer
 from kurisu.exchange.clock import from_ms, to_ms
 from kurisu.exchange.port import CandleRow, Exchange
 from kurisu.exchange.venues import CAUTIOUS_LIMIT
@@ -29,8 +31,15 @@ from kurisu.exchange.venues import CAUTIOUS_LIMIT
 EMPTY_AGE: Final = timedelta(minutes=10)
 #: So many answers in a row have to be empty before one of them is believed.
 EMPTY_ANSWERS: Final = 3
-#: Looks into a hole in front of a page, at most.
-MOST_LOOKS: Final = 3
+#: Looks into a hole in front of a page, at most; each finds earlier candles than the one before.
+MOST_LOOKS: Final = 20
+#: A hole in front of a page that is not full, shorter than this: no exchange hides so little.
+SHORT_HOLE: Final = 60
+#: Why a stretch is UNAVAILABLE.
+NEWEST_ONLY: Final = "it keeps only the newest candles"
+NOT_TOLD: Final = "its longer candles show that there were trades"
+#: Candles of those that a venue keeps that are not asked for: the oldest go while it answers.
+KEPT_MARGIN: Final = 10
 #: What a venue changes after a candle's close it changes soon: a resumed backfill starts so many
 #: candles earlier, and the writer updates what differs.
 REFETCHED_CANDLES: Final = 3
@@ -61,7 +70,7 @@ class CandlePage:
         low, close, volume (decimal128(38, 18); text in a column with a number that does not
         fit, so that the writer lists the row as rejected).
     holes: stretches without candles; the exchange has none there.
-    exchange_time: by which the candles were found to be closed.
+    exchange_time: by which the candles were found to be closed. reason: why it is UNAVAILABLE.
     repeated: rows that came more than once. contradicted: among them, with other content; the
         last one counts.
     """
@@ -74,6 +83,7 @@ class CandlePage:
     exchange_time: datetime
     repeated: int = 0
     contradicted: int = 0
+    reason: str = ""
 
 
 async def candle_pages(
@@ -97,23 +107,35 @@ async def candle_pages(
     at = to_ms(frame.ceil(since))
     end = walk.closed_before if until is None else min(walk.closed_before, to_ms(until))
     while at < end:
+        if at < walk.kept_from:
+            hidden = min(walk.kept_from, end)
+            yield walk.hidden(at, hidden, NEWEST_ONLY)
+            at = hidden
+            continue
         found = await walk.ask(at, end)
-        if found and min(found) > at:
-            first = min(*found, end)
-            if await walk.is_unavailable(at, first, found):
-                yield walk.page(at, first, {}, PageStatus.UNAVAILABLE)
-                at = first
-                continue
-            if not exchange.venue.candles_oldest_first:
-                found = await walk.look_in_front(walk.frame, at, found)
-        if found:
-            answered = min(walk.close(max(found)), end)
-        else:
+        if not found:
             answered = await walk.empty_until(at, end)
-            if answered <= at:
-                return
-        yield walk.page(at, answered, found)
-        at = answered
+            if answered is not None:
+                if answered <= at:
+                    return
+                yield walk.page(at, answered, found)
+                at = answered
+                continue
+            # Longer candles show that there were trades: once more.
+            found = await walk.ask(at, end)
+        hidden, reason = at, NEWEST_ONLY
+        if not found:
+            hidden, reason = await walk.begins_again(at, end), NOT_TOLD
+        elif min(found) > at:
+            found, hidden = await walk.front(at, found)
+        if hidden > at:
+            hidden = min(hidden, end)
+            yield walk.hidden(at, hidden, reason)
+            at = hidden
+        elif found:
+            answered = min(walk.close(max(found)), end)
+            yield walk.page(at, answered, found)
+            at = answered
 
 
 class _Walk:
@@ -129,6 +151,15 @@ class _Walk:
         self._limit = exchange.venue.candle_limit or CAUTIOUS_LIMIT
         #: Open time of the first candle that has not closed.
         self.closed_before = to_ms(frame.open_time(now - grace))
+        kept = exchange.venue.candles_kept
+        #: What opens earlier is not asked for.
+        self.kept_from = (
+            self.closed_before - (kept - KEPT_MARGIN) * frame.seconds * 1000
+            if kept is not None and not frame.is_calendar
+            else 0
+        )
+        #: Requests say where they end: some venues answer with the newest candles up to there.
+        self._bounded = False
         self._repeated = 0
         self._contradicted = 0
 
@@ -152,11 +183,21 @@ class _Walk:
             wanted = min(wanted, (end - at) // (self.frame.seconds * 1000) + 1)
         return await self._fetch(self.frame, at, wanted, widen=True)
 
-    async def _fetch(self, frame: Timeframe, at: int, limit: int, *, widen: bool = False) -> Rows:
+    async def _fetch(
+        self,
+        frame: Timeframe,
+        at: int,
+        limit: int,
+        *,
+        widen: bool = False,
+        bounded: bool | None = None,
+    ) -> Rows:
         """One answer by open time; asked for again if it is empty."""
         found: Rows = {}
         for _ in range(EMPTY_ANSWERS):
-            rows = await self._exchange.fetch_candles(self._symbol, frame.name, at, limit)
+            is_bounded = self._bounded if bounded is None else bounded
+            until = at + limit * frame.seconds * 1000 - 1 if is_bounded else None
+            rows = await self._exchange.fetch_candles(self._symbol, frame.name, at, limit, until)
             times = list(map(_TIME_MS, rows))
             if not found and all(map(lt, times, times[1:])) and (not times or times[0] >= at):
                 found = dict(zip(times, rows, strict=True))
@@ -174,68 +215,140 @@ class _Walk:
             limit = self._limit if widen else limit
         return found
 
+    async def front(self, at: int, found: Rows) -> tuple[Rows, int]:
+        """A page that begins after `at`, with what stands in front of it all the same; and up to
+        when the exchange has candles in front of it and hides them (`at` if it does not).
+
+        No rows and `at` if it is to be asked again, in another way.
+        """
+        venue, newest = self._exchange.venue, found
+        if not venue.candles_oldest_first:
+            found = await self.look_in_front(self.frame, at, found)
+        first = min(found)
+        if first == at or (venue.candles_oldest_first and not venue.candles_latest_only):
+            return found, at
+        is_full = len(newest) >= self._limit - 1
+        if venue.candles_latest_only and is_full:
+            return {}, first
+        if not is_full and first < self.step(at, SHORT_HOLE):
+            return found, at
+        traded = await self._traded(at, first)
+        if traded is None:
+            return found, at
+        if not self._bounded:
+            # The newest candles of all, perhaps: then it has others, if it is told where to end.
+            self._bounded = True
+            if any(time < first for time in await self._fetch(self.frame, traded, self._limit)):
+                return {}, at
+            self._bounded = False
+        return {}, first
+
     async def look_in_front(self, frame: Timeframe, at: int, found: Rows) -> Rows:
         """The page, without a hole in front that is not one.
 
         A venue may answer with the newest rows of a window, not with the oldest; asking for just
-        the hole tells.
+        the hole tells. Raises BadAnswer if that comes to no end.
         """
         for _ in range(MOST_LOOKS):
             first = min(found)
             if first <= at:
-                break
-            bars = (first - at) // (frame.seconds * 1000)
-            again = await self._fetch(frame, at, max(1, min(self._limit, bars)))
+                return found
+            length = frame.seconds * 1000
+            # One more on either side: where the end of a window is part of it, the newest rows of
+            # the window lack its first; and the row behind the hole proves that nothing is left
+            # out in between.
+            bars = (first - at) // length + 2
+            again = await self._fetch(frame, max(0, at - length), min(self._limit, bars))
+            again = {time: row for time, row in again.items() if time >= at}
             earlier = {time: row for time, row in again.items() if time < first}
             if not earlier:
-                break
+                return found
+            if max(again) >= first:
+                found = {**found, **again}
+                continue
+            if frame == self.frame:
+                # It gives fewer rows than was thought.
+                self._limit = max(min(CAUTIOUS_LIMIT, self._limit), min(self._limit, len(found)))
             found = earlier
-        return found
+        raise BadAnswer(
+            self._exchange.name,
+            f"it gives candles of {self._symbol} from {from_ms(at).isoformat()} on bit by bit, the "
+            "newest first",
+        )
 
-    async def is_unavailable(self, at: int, first: int, found: Rows) -> bool:
-        """True if the exchange has candles in [at, first), in front of a page, and hides them."""
-        venue = self._exchange.venue
-        if venue.candles_latest_only:
-            # Fewer than it keeps: `at` lies inside of what it keeps.
-            return len(found) >= self._limit - 1
-        if venue.candles_oldest_first or self.close(max(found)) < self.closed_before:
-            return False
-        # It starts late and reaches up to now: a market with a hole, or a venue that knows only
-        # the newest rows. Days with trades in the hole tell.
-        if not self._has_days() or first <= self.step(at, self._limit):
-            return False
-        days = await self._fetch(_DAY, at - at % _day_ms(), self._limit)
-        return any(time < first - first % _day_ms() for time in days)
+    async def _traded(self, since: int, until: int) -> int | None:
+        """Open time of a longer candle within [since, until) in which somebody traded; None if
+        there is none."""
+        for frame in self._coarser():
+            length = frame.seconds * 1000
+            at = -(-since // length) * length
+            count = (until - at) // length
+            if count <= 0:
+                continue
+            for bounded in (self._bounded, True):
+                bars = await self._fetch(frame, at, self._limit, bounded=bounded)
+                inside = [time for time in _traded(bars) if time + length <= until]
+                if inside:
+                    return min(inside)
+                if bounded or not bars:
+                    # Else it may be that these are the newest of all.
+                    break
+            return None
+        return None
 
-    def _has_days(self) -> bool:
-        return self.frame.seconds < _DAY.seconds and _DAY.name in self._exchange.timeframes
-
-    async def empty_until(self, at: int, end: int) -> int:
+    async def empty_until(self, at: int, end: int) -> int | None:
         """Up to when there are no candles from `at` on, where every answer was empty.
 
         Longer timeframes say when there was a trade next: an exchange in trouble gives empty
         answers, too. Not later than what is old enough to be called empty; `at` or less if
-        nothing is.
+        nothing is. None if longer candles show trades where shorter ones are missing.
         """
         settled = to_ms(self.frame.open_time(self._now - EMPTY_AGE))
+        if settled <= at:
+            return settled
         target = self.step(at, self._limit)
         coarser = [] if self._exchange.venue.candles_latest_only else self._coarser()
+        #: By then somebody has traded.
+        traded_by = None
         for frame in coarser:
             length = frame.seconds * 1000
             opened = to_ms(frame.open_time(from_ms(at)))
             bars = await self._fetch(frame, opened, self._limit)
-            if not bars:
-                target = max(target, opened + self._limit * length)
-                break
-            if not self._exchange.venue.candles_oldest_first:
+            if bars and not self._exchange.venue.candles_oldest_first:
                 bars = await self.look_in_front(frame, opened, bars)
-            if min(bars) > at:
-                target = min(bars)
+            times = _traded(bars)
+            first = min(times, default=opened + self._limit * length)
+            if traded_by is not None and first >= traded_by:
+                return None
+            closes = [time + length for time in times if time >= at]
+            closed = [time for time in closes if time <= self.closed_before]
+            traded_by = min([*closed, *([] if traded_by is None else [traded_by])], default=None)
+            if not times:
+                target = max(target, first)
+                break
+            if first > at:
+                target = first
                 break
             # Somebody traded in the bar that `at` is in, before `at` or after it.
             if frame == coarser[-1]:
                 target = min(target, opened + length)
+                if traded_by is not None and traded_by <= target:
+                    return None
         return min(target, end, settled)
+
+    async def begins_again(self, at: int, end: int) -> int:
+        """Up to when the exchange hides what it has from `at` on; `end` if it hides all of it."""
+        length = self.step(at, 1) - at
+        low, high = at, end - self._limit * length
+        if high <= low or not await self._fetch(self.frame, high, self._limit):
+            return end
+        while high - low > self._limit * length:
+            middle = low + (high - low) // (2 * length) * length
+            if await self._fetch(self.frame, middle, self._limit):
+                high = middle
+            else:
+                low = middle
+        return high
 
     def _coarser(self) -> list[Timeframe]:
         return [
@@ -246,17 +359,20 @@ class _Walk:
             and self.frame.divides(frame)
         ]
 
-    def page(
-        self, since: int, until: int, found: Rows, status: PageStatus = PageStatus.ANSWERED
-    ) -> CandlePage:
+    def hidden(self, since: int, until: int, reason: str) -> CandlePage:
+        return CandlePage(
+            from_ms(since), from_ms(until), PageStatus.UNAVAILABLE, candle_table([]), (),
+            self._now, reason=reason,
+        )  # fmt: skip
+
+    def page(self, since: int, until: int, found: Rows) -> CandlePage:
         times = sorted(found)
         rows = [
             found[time] for time in times[bisect_left(times, since) : bisect_left(times, until)]
         ]
-        holes = () if status is PageStatus.UNAVAILABLE else tuple(self._holes(since, until, rows))
         made = CandlePage(
-            from_ms(since), from_ms(until), status, candle_table(rows), holes, self._now,
-            self._repeated, self._contradicted,
+            from_ms(since), from_ms(until), PageStatus.ANSWERED, candle_table(rows),
+            tuple(self._holes(since, until, rows)), self._now, self._repeated, self._contradicted,
         )  # fmt: skip
         self._repeated = self._contradicted = 0
         return made
@@ -274,8 +390,9 @@ class _Walk:
         return [(from_ms(at), from_ms(to)) for at, to in edges if at < to]
 
 
-def _day_ms() -> int:
-    return _DAY.seconds * 1000
+def _traded(bars: Rows) -> list[int]:
+    """Open times of candles with a volume: some venues give others as well."""
+    return [time for time, row in bars.items() if parse_decimal(row.volume or "0") != 0]
 
 
 def candle_table(rows: Sequence[CandleRow]) -> pa.Table:

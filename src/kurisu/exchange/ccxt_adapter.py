@@ -128,16 +128,23 @@ class CcxtExchange:
         return from_ms(now_ms)
 
     async def fetch_candles(
-        self, symbol: str, timeframe: str, since_ms: int, limit: int
+        self,
+        symbol: str,
+        timeframe: str,
+        since_ms: int,
+        limit: int,
+        until_ms: int | None = None,
     ) -> list[CandleRow]:
         """One request; the open candle may be among the rows. Raises NotOffered, BadSymbol."""
         if timeframe not in self.timeframes:
             raise NotOffered(self.name, f"it serves no {timeframe} candles")
         await self.check_listed(symbol)
-        asked = limit if self._venue.limit_with_since else None
+        contract = bool(self.client.markets[symbol].get("contract"))
+        asked = None if contract and self._venue.contract_limit_alone else limit
+        params = {} if until_ms is None else {"until": until_ms}
 
         async def ask() -> list[CandleRow]:
-            rows = await self.client.fetch_ohlcv(symbol, timeframe, since_ms, asked)
+            rows = await self.client.fetch_ohlcv(symbol, timeframe, since_ms, asked, params)
             if rows and type(rows[0]) is CandleRow:
                 return list(rows)
             return [self.candle_row(row) for row in rows]

@@ -112,9 +112,17 @@ class Exchange(Protocol):
         """The exchange's own time; never later than it really is there."""
 
     async def fetch_candles(
-        self, symbol: str, timeframe: str, since_ms: int, limit: int
+        self,
+        symbol: str,
+        timeframe: str,
+        since_ms: int,
+        limit: int,
+        until_ms: int | None = None,
     ) -> list[CandleRow]:
-        """One request: candles that open at `since_ms` or later, by time, perhaps repeated."""
+        """One request: candles that open at `since_ms` or later, by time, perhaps repeated.
+
+        until_ms: none that opens later is wanted, for venues that answer with the newest.
+        """
 
     async def fetch_trades(self, symbol: str, query: TradeQuery) -> TradeAnswer:
         """One request: trades, in no promised order."""

@@ -35,7 +35,9 @@ class Venue:
     candles_latest_only: `since` is not honoured beyond the newest `candle_limit` candles.
     candles_oldest_first: a page surely starts with the oldest candle from `since` on, so that a
         hole in front of its first row needs no second look.
-    limit_with_since: False where CCXT or the venue mistakes the two together.
+    candles_kept: candles of any timeframe that can be asked for, the newest; None for all. Asked
+        for older ones the venue refuses.
+    contract_limit_alone: a limit makes the venue ignore `since` for contracts.
     trade_paging, trade_limit: see TradePaging.
     trade_window_ms: longest window of one request by time; None for any.
     trades_open_ended: a request by time surely goes on to the newest trade, so that an answer
@@ -49,7 +51,8 @@ class Venue:
     candle_limit: int | None = None
     candles_latest_only: bool = False
     candles_oldest_first: bool = False
-    limit_with_since: bool = True
+    candles_kept: int | None = None
+    contract_limit_alone: bool = False
     trade_paging: TradePaging = TradePaging.TIME
     trade_limit: int = CAUTIOUS_LIMIT
     trade_window_ms: int | None = None
@@ -94,14 +97,22 @@ VENUES: Final[dict[str, Venue]] = {
     ),
     "bybit": Venue(candle_limit=1_000, trade_paging=TradePaging.NONE, trade_limit=1_000),
     "okx": Venue(candle_limit=300, trade_paging=TradePaging.NONE, trade_limit=500),
-    "htx": Venue(trade_paging=TradePaging.NONE, trade_limit=2_000),
+    # CCXT: with a size the venue ignores from and to of contracts.
+    "htx": Venue(contract_limit_alone=True, trade_paging=TradePaging.NONE, trade_limit=2_000),
     "gate": Venue(
         candle_limit=1_000,
-        limit_with_since=False,
+        # "Candlestick too long ago. Maximum 10000 points ago are allowed."
+        candles_kept=10_000,
         trade_paging=TradePaging.NONE,
         trade_limit=1_000,
     ),
-    "hyperliquid": Venue(trade_paging=TradePaging.NONE),
+    # Documented: only the most recent 5,000 candles are available.
+    "hyperliquid": Venue(
+        candle_limit=5_000,
+        candles_latest_only=True,
+        candles_oldest_first=True,
+        trade_paging=TradePaging.NONE,
+    ),
     "bingx": Venue(trade_paging=TradePaging.NONE),
     "coinbase": Venue(candle_limit=300),
     "kucoin": Venue(candle_limit=1_500),

@@ -452,7 +452,7 @@ class Backfill:
         report.repeated += page.repeated
         report.contradicted += page.contradicted
         if page.status is PageStatus.UNAVAILABLE:
-            reason = f"{self._exchange.name} does not give it: it keeps only the newest candles"
+            reason = f"{self._exchange.name} does not give it: {page.reason}"
             report.problems.append(Problem(page.since, page.until, "failed", reason))
             known = [Stretch(page.since, page.until, "failed", SOURCE, reason)]
             await plan.writer.put(

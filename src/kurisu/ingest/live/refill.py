@@ -212,7 +212,7 @@ class Refiller:
             grace=self._grace,
         ):  # fmt: skip
             if page.status is PageStatus.UNAVAILABLE:
-                reason = "the exchange does not give candles of so long ago"
+                reason = f"{self._exchange.name} does not give it: {page.reason}"
                 known = [Stretch(page.since, page.until, "failed", SOURCE, reason)]
                 self._tell_unavailable(follower.market, page.since, page.until)
             else:

@@ -1,0 +1,223 @@
+"""Candles of other venues: CCXT's own classes, each against its venue's rules of paging."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Final
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from exchange_server import data
+from exchange_server.clock import MINUTE_MS
+from exchange_server.fake import candle_rows
+from exchange_server.truth import LENGTH_MS, Bar, Series
+from exchange_server.wire import Raw, dump
+from exchange_server.world import START_MS
+
+from kurisu.exchange.candles import PageStatus, candle_pages
+from kurisu.exchange.ccxt_adapter import open_exchange
+from kurisu.exchange.clock import from_ms
+from kurisu.exchange.exact import decode
+from kurisu.exchange.settings import ExchangeSettings
+from kurisu.exchange.venues import VENUES as VENUES_KNOWN
+
+COUNT: Final = 4_000
+NOW_MS: Final = START_MS + COUNT * MINUTE_MS + 30_000
+#: With minutes, and at times hours, in which nobody traded.
+SERIES: Final = Series(data.generated_bars(11, START_MS, COUNT, hole=0.004))
+SINCE_MS: Final = START_MS - 7 * MINUTE_MS
+
+Query = dict[str, Any]
+
+
+def rows(timeframe: str, since: int, until: int, limit: int, *, newest: bool) -> list[Bar]:
+    """Candles that open in [since, until]: the first `limit` of them, or the newest."""
+    return SERIES.select(timeframe, NOW_MS, since, until, limit, newest=newest)
+
+
+def number(value: Any) -> Raw:
+    """A bare JSON number, digit for digit."""
+    return Raw(str(value))
+
+
+def okx(path: str, query: Query) -> Any:
+    """before and after are exclusive; the newest come first; /candles has the last 1,440."""
+    timeframe = {"1m": "1m", "5m": "5m", "1H": "1h", "1Dutc": "1d"}[query["bar"]]
+    since, until = int(query["before"]) + 1, int(query["after"]) - 1
+    if not path.endswith("history-candles"):
+        since = max(since, NOW_MS - 1_440 * LENGTH_MS[timeframe])
+    found = rows(timeframe, since, until, min(300, int(query["limit"])), newest=True)
+    return {"code": "0", "data": [
+        [str(b.open_ms), *map(str, b[1:]), "1", "1", "1"] for b in reversed(found)
+    ]}  # fmt: skip
+
+
+def bybit(path: str, query: Query) -> Any:
+    """From start on; the newest come first."""
+    timeframe = {"1": "1m", "5": "5m", "60": "1h", "D": "1d"}[query["interval"]]
+    until = int(query.get("end", NOW_MS))
+    found = rows(timeframe, int(query["start"]), until, int(query["limit"]), newest=False)
+    return {"retCode": 0, "result": {"category": "spot", "symbol": "XY", "list": [
+        [str(b.open_ms), *map(str, b[1:]), "1"] for b in reversed(found)
+    ]}}  # fmt: skip
+
+
+def kucoin(path: str, query: Query) -> Any:
+    """Seconds, the newest first; with the candle at the end."""
+    timeframe = {"1min": "1m", "5min": "5m", "1hour": "1h", "1day": "1d"}[query["type"]]
+    since, until = int(query["startAt"]) * 1000, int(query["endAt"]) * 1000
+    found = rows(timeframe, since, until, 1_500, newest=True)
+    return {"code": "200000", "data": [
+        [str(b.open_ms // 1000), *map(str, (b.open, b.close, b.high, b.low, b.volume)), "1"]
+        for b in reversed(found)
+    ]}  # fmt: skip
+
+
+def coinbase(path: str, query: Query) -> Any:
+    """Seconds, both ends included, the newest first; a window for more than 350 is refused."""
+    names = {"ONE_MINUTE": "1m", "FIVE_MINUTE": "5m", "ONE_HOUR": "1h", "ONE_DAY": "1d"}
+    timeframe = names[query["granularity"]]
+    since, until = int(query["start"]) * 1000, int(query["end"]) * 1000
+    assert (until - since) // LENGTH_MS[timeframe] <= 350
+    found = rows(timeframe, since, until, 350, newest=True)
+    return {"candles": [
+        {"start": str(b.open_ms // 1000), **{name: str(getattr(b, name)) for name in b._fields[1:]}}
+        for b in reversed(found)
+    ]}  # fmt: skip
+
+
+def gate(path: str, query: Query) -> Any:
+    """Seconds, both ends included; not more than 1,000, and nothing 10,000 candles ago."""
+    timeframe = query["interval"]
+    since, until = int(query["from"]) * 1000, int(query["to"]) * 1000
+    assert (until - since) // LENGTH_MS[timeframe] < 1_000
+    assert since >= NOW_MS - 3_000 * LENGTH_MS[timeframe], "Candlestick too long ago."
+    return [
+        [str(b.open_ms // 1000), "1", *map(str, (b.close, b.high, b.low, b.open, b.volume)), "true"]
+        for b in rows(timeframe, since, until, 1_000, newest=False)
+    ]
+
+
+def bitget(path: str, query: Query) -> Any:
+    """Up to endTime, which is no part of it; startTime counts for recent candles only."""
+    timeframe = {"1min": "1m", "5min": "5m", "1h": "1h", "1Dutc": "1d"}[query["granularity"]]
+    since = 0 if path.endswith("history-candles") else int(query["startTime"])
+    found = rows(timeframe, since, int(query["endTime"]) - 1, int(query["limit"]), newest=True)
+    return {"code": "00000", "data": [[str(b.open_ms), *map(str, b[1:]), "1", "1"] for b in found]}
+
+
+def mexc(path: str, query: Query) -> Any:
+    """Never more than 500; 1m and 5m of some time only."""
+    timeframe = {"1m": "1m", "5m": "5m", "60m": "1h", "1d": "1d"}[query["interval"]]
+    since, until = int(query["startTime"]), int(query["endTime"]) - 1
+    if timeframe in ("1m", "5m"):
+        since = max(since, START_MS + 1_000 * MINUTE_MS)
+    found = rows(timeframe, since, until, min(500, int(query["limit"])), newest=False)
+    return [[b.open_ms, *map(str, b[1:]), b.open_ms + 1, "1"] for b in found]
+
+
+def htx(path: str, query: Query) -> Any:
+    """Seconds; the newest of all, unless it is said where to end; JSON numbers."""
+    timeframe = {"1min": "1m", "5min": "5m", "60min": "1h", "1day": "1d"}[query["period"]]
+    since, until = int(query["from"]) * 1000, int(query.get("to", NOW_MS // 1000)) * 1000
+    found = rows(timeframe, since, until, min(1_000, int(query["size"])), newest=True)
+    return {"status": "ok", "data": [
+        {"id": b.open_ms // 1000, "amount": number(b.volume), "vol": number(1), "count": 1,
+         **{name: number(getattr(b, name)) for name in ("open", "high", "low", "close")}}
+        for b in reversed(found)
+    ]}  # fmt: skip
+
+
+def deribit(path: str, query: Query) -> Any:
+    """Both ends included; columns of JSON numbers."""
+    timeframe = {"1": "1m", "5": "5m", "60": "1h", "1D": "1d"}[query["resolution"]]
+    since, until = int(query["start_timestamp"]), int(query["end_timestamp"])
+    found = rows(timeframe, since, until, 5_000, newest=False)
+    columns = {
+        name: [number(getattr(b, name)) for b in found]
+        for name in ("open", "high", "low", "close", "volume")
+    }
+    return {"result": {**columns, "ticks": [b.open_ms for b in found], "status": "ok"}}
+
+
+def hyperliquid(path: str, query: Query) -> Any:
+    """The newest so many of a timeframe, and no others."""
+    asked = query["req"]
+    newest = SERIES.select(asked["interval"], NOW_MS, None, None, KEPT, newest=True)
+    return [
+        {"t": b.open_ms, "T": b.open_ms + 1, "s": "X", "i": asked["interval"], "o": str(b.open),
+         "c": str(b.close), "h": str(b.high), "l": str(b.low), "v": str(b.volume), "n": 1}
+        for b in newest if asked["startTime"] <= b.open_ms <= asked["endTime"]
+    ]  # fmt: skip
+
+
+KEPT: Final = 1_000
+VENUES: Final[dict[str, Callable[[str, Query], Any]]] = {
+    venue.__name__: venue
+    for venue in (okx, bybit, kucoin, coinbase, gate, bitget, mexc, htx, deribit, hyperliquid)
+}
+#: What a venue does not show: candles that open before.
+HIDDEN: Final = {
+    "mexc": START_MS + 1_000 * MINUTE_MS,
+    "gate": START_MS + (COUNT - 2_990) * MINUTE_MS,
+    "hyperliquid": SERIES.select("1m", NOW_MS, None, None, KEPT, newest=True)[0].open_ms,
+}
+
+
+def stub(base: type[Any], answer: Callable[[str, Query], Any], asked: list[str]) -> type[Any]:
+    """CCXT's class with one market, and with answers instead of a network."""
+
+    async def load_markets(self: Any, *_: Any) -> Any:
+        self.set_markets([self.safe_market_structure({
+            "id": "XY", "symbol": "X/Y", "base": "X", "quote": "Y", "baseId": "X", "quoteId": "Y",
+            "type": "spot", "spot": True, "contract": False, "active": True,
+            "precision": {"price": "0.00000001", "amount": "0.00000001"}, "info": {},
+        })])  # fmt: skip
+        return self.markets
+
+    async def fetch(
+        self: Any, url: str, method: str = "GET", headers: Any = None, body: Any = None
+    ) -> Any:
+        asked.append(url)
+        parts = urlsplit(url)
+        query: Query = json.loads(body) if body else {k: v[0] for k, v in
+                                                      parse_qs(parts.query).items()}  # fmt: skip
+        return decode(dump(answer(parts.path, query)))
+
+    return type(base.__name__, (base,), {
+        "load_markets": load_markets, "fetch": fetch,
+        "milliseconds": staticmethod(lambda: NOW_MS),
+        "seconds": staticmethod(lambda: NOW_MS // 1000),
+    })  # fmt: skip
+
+
+@pytest.mark.parametrize("venue", VENUES)
+async def test_candles_of_a_venue(venue: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ccxt.async_support
+
+    asked: list[str] = []
+    made = stub(getattr(ccxt.async_support, venue), VENUES[venue], asked)
+    monkeypatch.setattr(ccxt.async_support, venue, made)
+    if venue == "gate":
+        lower = replace(VENUES_KNOWN["gate"], candles_kept=3_000)
+        monkeypatch.setitem(VENUES_KNOWN, "gate", lower)
+    if venue == "hyperliquid":
+        lower = replace(VENUES_KNOWN["hyperliquid"], candle_limit=KEPT)
+        monkeypatch.setitem(VENUES_KNOWN, "hyperliquid", lower)
+    settings = ExchangeSettings(venue, rate_limit_ms=1)
+    async with open_exchange(settings, monotonic=lambda: 0.0) as exchange:
+        exchange.clock.read(NOW_MS)
+        pages = [page async for page in candle_pages(exchange, "X/Y", "1m", from_ms(SINCE_MS))]
+    shown = [b for b in SERIES.bars if b.open_ms >= HIDDEN.get(venue, 0)]
+    found = [tuple(row.values()) for page in pages for row in page.table.to_pylist()]
+    assert found == candle_rows(shown)
+    # What is hidden is said to be, from the first candle on.
+    hidden = [page for page in pages if page.status is PageStatus.UNAVAILABLE]
+    assert (len(hidden) == 1) == (venue in HIDDEN)
+    empty = [hole for page in pages for hole in page.holes]
+    lost = [b for b in SERIES.bars if any(since <= from_ms(b.open_ms) < until
+                                          for since, until in empty)]  # fmt: skip
+    assert lost == []
+    assert len(asked) <= 4 * COUNT // (exchange.venue.candle_limit or 100) + 60
