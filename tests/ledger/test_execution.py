@@ -45,6 +45,15 @@ def test_a_unified_trade() -> None:
     )
 
 
+@pytest.mark.parametrize("time", [1499865549590.0, 1499865549590.9937])
+def test_milliseconds_that_were_nanoseconds(time: float) -> None:
+    """As CCXT makes them for KuCoin and Phemex."""
+    found = Execution.from_ccxt({**TRADE, "timestamp": time})
+    assert found == Execution.from_ccxt(TRADE)
+    with pytest.raises(LedgerRuleBroken, match="number_is_exact"):
+        Execution.from_ccxt({**TRADE, "timestamp": float("nan")})
+
+
 @pytest.mark.parametrize(
     ("changes", "fees"),
     [
@@ -54,6 +63,11 @@ def test_a_unified_trade() -> None:
         ({"fees": [], "fee": {"cost": "0", "currency": None}}, ()),
         ({"fees": [{"cost": 0, "currency": "USDT"}]}, ()),
         ({"fees": [], "fee": {"cost": "-0.1", "currency": "USDT"}}, fee("-0.1", "USDT")),
+        # What a float left behind, as BingX sends it.
+        (
+            {"fees": [{"cost": "0.00005820000000000001", "currency": "USDT"}]},
+            fee("0.0000582", "USDT"),
+        ),
         (
             {"fees": [{"cost": "2", "currency": "B"}, {"cost": "1", "currency": "A"},
                       {"cost": "3", "currency": "B"}, {"cost": "0", "currency": "C"}]},

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal
+from decimal import ROUND_HALF_EVEN, Context, Decimal
 from enum import StrEnum
 from typing import Final, NamedTuple, Self
 
-from kurisu.domain.money import EXACT, number_fault, parse_decimal
+from kurisu.domain.money import EXACT, SCALE, number_fault, parse_decimal
 from kurisu.errors import LedgerRuleBroken
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _ZERO: Final = Decimal(0)
+_ROUNDING: Final = Context(prec=EXACT.prec, rounding=ROUND_HALF_EVEN)
 
 
 class Side(StrEnum):
@@ -173,7 +175,14 @@ def read_number(source: Mapping[str, object], field: str, where: str) -> Decimal
 
 
 def read_time(source: Mapping[str, object], field: str, where: str) -> datetime | None:
-    """A time in whole milliseconds since 1970; None if it is missing. Raises LedgerRuleBroken."""
+    """A time in whole milliseconds since 1970; None if it is missing. Raises LedgerRuleBroken.
+
+    A float is cut: so CCXT makes milliseconds of nanoseconds (KuCoin, Phemex), and a double holds
+    them exactly.
+    """
+    value = source.get(field)
+    if isinstance(value, float) and math.isfinite(value):
+        source = {field: math.floor(value)}
     number = read_number(source, field, where)
     if number is None:
         return None
@@ -209,6 +218,16 @@ def _read_cost(trade: Mapping[str, object], where: str) -> Decimal | None:
     return read_number(trade, "cost", where) or None
 
 
+def _read_fee(entry: Mapping[str, object], where: str) -> Decimal | None:
+    """Rounded half to even to the digits that can be stored: venues that compute with floats show
+    more of them than they book, and a fill is not worth losing for that."""
+    value = entry.get("cost")
+    number = parse_decimal(value) if isinstance(value, str | int | Decimal) else None
+    if number is not None and number_fault(number) == "too_many_fraction_digits":
+        return number.quantize(Decimal(1).scaleb(-SCALE), context=_ROUNDING)
+    return read_number(entry, "cost", where)
+
+
 def _read_fees(trade: Mapping[str, object], where: str) -> tuple[Fee, ...] | None:
     listed = trade.get("fees")
     single = trade.get("fee")
@@ -219,7 +238,7 @@ def _read_fees(trade: Mapping[str, object], where: str) -> tuple[Fee, ...] | Non
     for entry in entries:
         if not isinstance(entry, Mapping):
             raise LedgerRuleBroken("fee_is_readable", f"a fee of {where} is {entry!r}")
-        amount = read_number(entry, "cost", where)
+        amount = _read_fee(entry, where)
         currency = read_text(entry, "currency", where)
         if amount is None or (currency is None and amount):
             continue
