@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -98,6 +99,16 @@ class Wanted:
     accounts: Mapping[int, str] = field(default_factory=dict)
     strategies: Mapping[int, str] = field(default_factory=dict)
 
+    @property
+    def which(self) -> dict[str, Any]:
+        """As the readers of `store.ledger` take it."""
+        return {
+            "account": self.account,
+            "market": self.market,
+            "strategy_id": self.strategy_id,
+            "run_id": self.run_id,
+        }
+
     def owner(
         self, account_id: int | None, strategy_id: int | None, run_id: int | None
     ) -> dict[str, Any]:
@@ -109,29 +120,34 @@ class Wanted:
         }
 
 
-async def _wanted(
-    store: Store,
+@asynccontextmanager
+async def _looking(
+    session: Session,
     account: str | None,
     market: str | None = None,
     strategy: str | None = None,
     run: int | None = None,
-) -> Wanted:
-    """Raises NotFound, InvalidArgument."""
-    strategies = await store.ledger.strategies()
-    strategy_id = None
-    if strategy is not None:
-        numbers = [number for number, name in strategies.items() if name == strategy]
-        if not numbers:
-            raise InvalidArgument(f"strategy {strategy!r} is not in the database")
-        strategy_id = numbers[0]
-    return Wanted(
-        account=None if account is None else await store.accounts.find(account),
-        market=None if market is None else await find_market(store, market),
-        strategy_id=strategy_id,
-        run_id=run,
-        accounts={a.id: str(a) for a in await store.accounts.list()},
-        strategies=strategies,
-    )
+) -> AsyncIterator[tuple[Store, Wanted]]:
+    """The database, and what the options name in it. Raises NotFound, InvalidArgument."""
+    async with session.open() as store:
+        strategies = await store.ledger.strategies()
+        strategy_id = None
+        if strategy is not None:
+            numbers = [number for number, name in strategies.items() if name == strategy]
+            if not numbers:
+                raise InvalidArgument(f"strategy {strategy!r} is not in the database")
+            strategy_id = numbers[0]
+        yield (
+            store,
+            Wanted(
+                account=None if account is None else await store.accounts.find(account),
+                market=None if market is None else await find_market(store, market),
+                strategy_id=strategy_id,
+                run_id=run,
+                accounts={a.id: str(a) for a in await store.accounts.list()},
+                strategies=strategies,
+            ),
+        )
 
 
 def _show(
@@ -170,11 +186,9 @@ async def positions(
     stored candle, whose closing time stands beside it.
     """
     time = parse_time(at, "--at")
-    async with session.open() as store:
-        wanted = await _wanted(store, account, market, strategy, run)
+    async with _looking(session, account, market, strategy, run) as (store, wanted):
         found = await store.ledger.positions(
-            wanted.account, market=wanted.market, strategy_id=wanted.strategy_id,
-            run_id=wanted.run_id, at=time,
+            **wanted.which, at=time,
             by=("account",) if pooled else ("account", "strategy", "run"),
         )  # fmt: skip
     rows = [position_dict(row, wanted) for row in found if flat or row.position.amount]
@@ -214,8 +228,7 @@ async def balances(
     fill, and deposits; without, a wallet shows what was gained since.
     """
     time = parse_time(at, "--at")
-    async with session.open() as store:
-        wanted = await _wanted(store, account, run=run)
+    async with _looking(session, account, run=run) as (store, wanted):
         found = await store.ledger.balances(
             wanted.account, run_id=wanted.run_id, at=time, by_run=by_run
         )
@@ -270,11 +283,9 @@ async def orders(
         raise InvalidArgument(f"--status {unknown[0]!r} is not one of {', '.join(OrderStatus)}")
     first, end = parse_range(since, until)
     time = parse_time(at, "--at")
-    async with session.open() as store:
-        wanted = await _wanted(store, account, market, strategy, run)
+    async with _looking(session, account, market, strategy, run) as (store, wanted):
         found = await store.ledger.orders(
-            wanted.account, market=wanted.market, strategy_id=wanted.strategy_id,
-            run_id=wanted.run_id, statuses=[OrderStatus(text) for text in status or ()],
+            **wanted.which, statuses=[OrderStatus(text) for text in status or ()],
             since=first, until=end, at=time, limit=_limit(session, limit),
         )  # fmt: skip
     rows = [order_dict(order, wanted) for order in found]
@@ -327,13 +338,10 @@ async def executions(
     if time is not None:
         shown = time + timedelta(microseconds=1)
         end = shown if end is None else min(end, shown)
-    async with session.open() as store:
-        wanted = await _wanted(store, account, market, strategy, run)
+    async with _looking(session, account, market, strategy, run) as (store, wanted):
         found = await store.ledger.executions(
-            wanted.account, market=wanted.market, strategy_id=wanted.strategy_id,
-            run_id=wanted.run_id, order_id=order, since=first, until=end,
-            limit=_limit(session, limit),
-        )  # fmt: skip
+            **wanted.which, order_id=order, since=first, until=end, limit=_limit(session, limit)
+        )
     rows = [execution_dict(row, wanted) for row in found]
     _show(session, [_flat(row) for row in rows] if not session.json else rows,
           ("price", "amount", "cost"), "no fill")  # fmt: skip
@@ -396,12 +404,10 @@ async def pnl(
     the latest stored candle (marked_at is the oldest one used), and left out by day.
     """
     first, end = parse_range(since, until)
-    async with session.open() as store:
-        wanted = await _wanted(store, account, market, strategy, run)
+    async with _looking(session, account, market, strategy, run) as (store, wanted):
         found = await store.ledger.pnl(
-            wanted.account, market=wanted.market, strategy_id=wanted.strategy_id,
-            run_id=wanted.run_id, since=first, until=end, by=by or ("account", "market"),
-        )  # fmt: skip
+            **wanted.which, since=first, until=end, by=by or ("account", "market")
+        )
     rows = [pnl_dict(row, wanted) for row in found]
     if not session.json:
         rows = [{k: v for k, v in row.items() if k != "fees_by_asset"} for row in rows]
@@ -438,8 +444,7 @@ async def snapshot(
     One row for each account, strategy and run. The same time again replaces what it said.
     """
     time = parse_time(at, "--at") or datetime.now(UTC)
-    async with session.open() as store:
-        wanted = await _wanted(store, account, run=run)
+    async with _looking(session, account, run=run) as (store, wanted):
         held, wallets = await store.ledger.snapshot(wanted.account, run_id=wanted.run_id, at=time)
     session.result(
         {"time": time, "positions": held, "balances": wallets},
@@ -516,8 +521,7 @@ async def entries(
 ) -> None:
     """Deposits, opening balances, corrections and whatever else is no fill."""
     first, end = parse_range(since, until)
-    async with session.open() as store:
-        wanted = await _wanted(store, account, run=run)
+    async with _looking(session, account, run=run) as (store, wanted):
         found = await store.ledger.entries(
             wanted.account, run_id=wanted.run_id, since=first, until=end
         )
@@ -570,8 +574,7 @@ async def export(
     if output is None and session.json:
         raise InvalidArgument("--json prints a report, so the CSV needs a file: give --output")
     first, end = parse_range(since, until)
-    async with session.open() as store:
-        wanted = await _wanted(store, account, run=run)
+    async with _looking(session, account, run=run) as (store, wanted):
         fills = await store.ledger.executions(wanted.account, run_id=wanted.run_id, until=end)
         booked = await store.ledger.entries(wanted.account, run_id=wanted.run_id, until=end)
         terms = {name: await store.ledger.terms(name) for name in {row.market for row in fills}}
