@@ -14,30 +14,28 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
-from functools import partial
 from typing import Any, Final, TypeVar
 
-from kurisu.domain.balance import Entry, EntryKind
+from kurisu.domain.balance import Entry
 from kurisu.domain.execution import Execution
 from kurisu.domain.listing import MarketListing
-from kurisu.domain.money import EXACT, parse_decimal, plain
+from kurisu.domain.money import plain
 from kurisu.domain.order import OrderType, OrderUpdate
 from kurisu.errors import (
     BadAnswer,
     BadSymbol,
     ConfigError,
     ExchangeError,
-    InvalidArgument,
     LedgerRuleBroken,
     NotOffered,
     OrderOutcomeUnknown,
 )
 from kurisu.exchange.ccxt_adapter import CcxtExchange
-from kurisu.exchange.clock import from_ms, to_ms
+from kurisu.exchange.clock import from_ms
 from kurisu.exchange.exact import BrokenAnswer
 from kurisu.exchange.private_pages import order_windows
 from kurisu.exchange.private_port import (
@@ -49,13 +47,7 @@ from kurisu.exchange.private_port import (
     ReportedOrder,
     Unreadable,
 )
-from kurisu.exchange.private_rows import (
-    funding_entry,
-    read_balance,
-    read_order,
-    settled_totals,
-    transfer_entries,
-)
+from kurisu.exchange.private_rows import read_all, read_order
 from kurisu.exchange.private_sending import (
     QUEUED_S,
     Outgoing,
@@ -70,6 +62,7 @@ from kurisu.exchange.private_venues import (
     PrivateVenue,
     private_venue_of,
 )
+from kurisu.exchange.private_wallets import Wallets
 from kurisu.exchange.settings import SECRETS, ExchangeSettings
 
 T = TypeVar("T")
@@ -81,13 +74,6 @@ _UNKNOWN_ORDER: Final = re.compile(r"EOrder:(Unknown|Invalid) order\b|has been a
 _VENUE_DELAY_S: Final = 10.0
 #: Under which venues name a record's market.
 _MARKET_KEYS: Final = ("symbol", "instId", "currency_pair", "contract", "product_id")
-_TRANSFERS: Final = {EntryKind.DEPOSIT: "Deposits", EntryKind.WITHDRAWAL: "Withdrawals"}
-#: Of one request for them: Bybit and Gate take 30 days, Binance and Bitget 90.
-_TIMED_WINDOW_MS: Final = 29 * 86_400_000
-#: Rows that every venue shows at once; Bybit and Bitget, for one, show 20 unless asked for more.
-_LEAST_PAGE: Final = 20
-#: Requests for one list, at most.
-_MOST_TIMED: Final = 500
 #: An order that is looked for in lists was made so much before or after it was written, at most.
 _LOOK_AROUND: Final = timedelta(minutes=5)
 
@@ -117,6 +103,7 @@ class CcxtAccount:
         self._fetch = self._client.fetch
         # On the object, not on the class: CCXT calls it for every request that it has signed.
         self._client.fetch = self._send
+        self._wallets = Wallets(exchange.name, self._client, self._ask)
         self.private = self._described(private_venue_of(exchange.settings.exchange_id))
 
     def __repr__(self) -> str:
@@ -177,7 +164,7 @@ class CcxtAccount:
                 is_full |= len(found) >= limit
                 cursor = self._cursor(query, found) if len(found) >= limit else cursor
             rows |= {str(row["id"]): row for row in found}
-        orders, unreadable = self._read(
+        orders, unreadable = read_all(
             [row for row in rows.values() if self._is_of(symbol, row)], "order", self._order
         )
         return OrderPage(orders, unreadable, is_full, cursor)
@@ -187,7 +174,7 @@ class CcxtAccount:
         await self._listed(symbol)
         limit = self.private.lists_of(symbol).trade_limit or CAUTIOUS_LIMIT
         found = await self._records("fetch_my_trades", symbol, query, limit, "fromId")
-        executions, unreadable = self._read(
+        executions, unreadable = read_all(
             [row for row in found if self._is_of(symbol, row)], "trade", Execution.from_ccxt
         )
         is_full = len(found) >= limit
@@ -196,67 +183,24 @@ class CcxtAccount:
 
     async def fetch_balances(self, wallets: Sequence[str] = ()) -> list[ReportedBalance]:
         """What the account has in these wallets together, by asset; what is settled of it."""
-        found: dict[str, ReportedBalance] = {}
-        for params in self._wallet_params(wallets):
-
-            async def ask(params: Mapping[str, str] = params) -> Any:
-                return await self._client.fetch_balance({**params})
-
-            for balance in self._balances(await self._ask(ask)):
-                found[balance.asset] = _added(found.get(balance.asset), balance)
-        return [found[asset] for asset in sorted(found)]
+        return await self._wallets.balances(self.private, wallets)
 
     async def fetch_held_symbols(self, wallets: Sequence[str]) -> list[str]:
         """Markets of the contracts that are held in these wallets."""
-        if self._client.has.get("fetchPositions") is not True:
-            return []
-        found: set[str] = set()
-        for params in self._wallet_params(wallets):
-            if self.private.wallets and params.get("type", "swap") in ("spot", "margin", "funding"):
-                continue
-
-            async def ask(params: Mapping[str, str] = params) -> Any:
-                return await self._client.fetch_positions(None, {**params})
-
-            rows = await self._ask(ask)
-            found |= {str(row["symbol"]) for row in rows if _is_held(row)}
-        return sorted(found)
+        return await self._wallets.held_symbols(self.private, wallets)
 
     async def fetch_transfers(
         self, since: datetime, until: datetime
     ) -> tuple[list[Entry], list[Unreadable]]:
         """Deposits and withdrawals that are through; fees as entries of their own."""
-        entries: list[Entry] = []
-        unreadable: list[Unreadable] = []
-        for kind, name in _TRANSFERS.items():
-            if self._client.has.get(f"fetch{name}") is not True:
-                continue
-            rows = await self._timed(f"fetch_{name.lower()}", since, until)
-            found, broken = self._read(
-                [row for row in rows if row.get("status") == "ok"],
-                kind.value,
-                partial(transfer_entries, kind=kind),
-            )
-            entries += [entry for made in found for entry in made]
-            unreadable += broken
-        return entries, unreadable
+        return await self._wallets.transfers(since, until)
 
     async def fetch_funding(
         self, symbol: str, since: datetime, until: datetime
     ) -> tuple[list[Entry], list[Unreadable]]:
         """Funding that was paid or received for a contract. Raises NotOffered."""
         await self._listed(symbol)
-        sign = self.private.funding_sign
-        if sign is None or self._client.has.get("fetchFundingHistory") is not True:
-            raise NotOffered(self.name, "Kurisu does not read funding payments there")
-        settle = str(self._client.markets[symbol]["settle"])
-        rows = await self._timed("fetch_funding_history", since, until, symbol)
-        found, unreadable = self._read(
-            [row for row in rows if row.get("symbol") == symbol and row.get("amount")],
-            "funding",
-            partial(funding_entry, sign=sign, settle=settle),
-        )
-        return list(found), list(unreadable)
+        return await self._wallets.funding(self.private, symbol, since, until)
 
     async def create_order(self, order: NewOrder) -> ReportedOrder:
         """Send an order, once. Raises OrderRejected if it is surely not there,
@@ -567,92 +511,6 @@ class CcxtAccount:
             raise BadAnswer(self.name, f"{method} gave no list")
         return rows
 
-    def _wallet_params(self, wallets: Sequence[str]) -> list[Mapping[str, str]]:
-        """What each is asked for with, once. Raises InvalidArgument for one that is not there."""
-        known = self.private.wallets
-        first = next(iter(known), "")
-        names = dict.fromkeys(name or first for name in wallets or ("",))
-        for name in names:
-            if name not in known and name != first:
-                raise InvalidArgument(
-                    f"{self.name} has no wallet {name!r}; it has {', '.join(known) or 'only one'}"
-                )
-        return [known.get(name, {}) for name in names]
-
-    def _balances(self, answer: Any) -> Iterator[ReportedBalance]:
-        """One wallet's."""
-        settled: Mapping[str, Any] = {}
-        if self.private.settled is not None:
-            code_of = self._client.safe_currency_code
-            settled = settled_totals(answer.get("info"), self.private.settled, code_of)
-        for asset in answer.get("total") or ():
-            parts = answer.get(asset) or {}
-            total, free, used = (
-                read_balance(self.name, value)
-                for value in (
-                    settled.get(asset, parts.get("total")), parts.get("free"), parts.get("used"),
-                )
-            )  # fmt: skip
-            if total is not None and (total or free or used):
-                yield ReportedBalance(asset, total, free, used)
-
-    async def _timed(
-        self, method: str, since: datetime, until: datetime, symbol: str | None = None
-    ) -> list[Any]:
-        """Records of [since, until], of a market or of none.
-
-        Venues cut such lists at different lengths, and CCXT does not say at which: a window that
-        has more rows than any of them shows at least is asked for in halves.
-        """
-        longest_ms = _TIMED_WINDOW_MS
-        if symbol is not None:
-            longest_ms = min(
-                longest_ms, self.private.lists_of(symbol).trade_window_ms or longest_ms
-            )
-        found: dict[str, Any] = {}
-        asked = 0
-        windows = [(to_ms(since), to_ms(until))]
-        while windows:
-            start, end = windows.pop()
-            if end - start >= longest_ms:
-                windows += [(start + longest_ms, end), (start, start + longest_ms - 1)]
-                continue
-            asked += 1
-            rows = await self._timed_rows(method, symbol, start, end)
-            outside = [row for row in rows if not start <= (row.get("timestamp") or start) <= end]
-            if len(rows) < _LEAST_PAGE or start >= end:
-                found |= {_row_key(row): row for row in rows if row not in outside}
-            elif len(outside) == len(rows) or asked > _MOST_TIMED:
-                raise BadAnswer(self.name, f"its {method[6:]} cannot be asked for by time")
-            else:
-                middle = (start + end) // 2
-                windows += [(middle + 1, end), (start, middle)]
-        return list(found.values())
-
-    async def _timed_rows(self, method: str, symbol: str | None, start: int, end: int) -> list[Any]:
-        params = {"until": end}
-        if symbol is not None and self.private.funding_bounds is not None:
-            params = dict(zip(self.private.funding_bounds, (start, end), strict=True))
-
-        async def ask() -> Any:
-            return await getattr(self._client, method)(symbol, start, None, {**params})
-
-        rows = await self._ask(ask)
-        if not isinstance(rows, list):
-            raise BadAnswer(self.name, f"{method} gave no list")
-        return rows
-
-    def _read(
-        self, rows: list[Any], kind: str, read: Callable[[Any], T]
-    ) -> tuple[tuple[T, ...], tuple[Unreadable, ...]]:
-        found, unreadable = [], []
-        for row in rows:
-            try:
-                found.append(read(row))
-            except LedgerRuleBroken as error:
-                unreadable.append(Unreadable(f"{kind} {row.get('id')}", str(error)))
-        return tuple(found), tuple(unreadable)
-
     def _is_of(self, symbol: str, row: Any) -> bool:
         """CCXT takes a record of a market that it does not know, because it was delisted, for one
         of the market that was asked for."""
@@ -748,28 +606,6 @@ async def open_account(settings: ExchangeSettings, **more: Any) -> AsyncIterator
 
 def _all_rows(array: Any, *_: Any, **__: Any) -> list[Any]:
     return list(array)
-
-
-def _row_key(row: Mapping[str, Any]) -> str:
-    """Of records that have an id each; those that have none are told apart by what they say."""
-    name = row.get("id") or row.get("txid")
-    return f"{name}" if name else repr(sorted(row.items(), key=lambda item: item[0]))
-
-
-def _added(before: ReportedBalance | None, more: ReportedBalance) -> ReportedBalance:
-    """Of two wallets together."""
-    if before is None:
-        return more
-    free, used = (
-        None if left is None or right is None else EXACT.add(left, right)
-        for left, right in ((before.free, more.free), (before.used, more.used))
-    )
-    return ReportedBalance(more.asset, EXACT.add(before.total, more.total), free, used)
-
-
-def _is_held(position: Mapping[str, Any]) -> bool:
-    number = parse_decimal(str(position.get("contracts") or 0))
-    return number is not None and number != 0
 
 
 def _plain_id(market_id: str) -> str:

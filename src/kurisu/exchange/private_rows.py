@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from kurisu.domain.balance import Entry, EntryKind
 from kurisu.domain.execution import Execution, read_number, read_text, read_time
@@ -15,7 +15,9 @@ from kurisu.domain.money import EXACT, number_fault, parse_decimal
 from kurisu.domain.order import OrderType, OrderUpdate
 from kurisu.errors import BadAnswer, ExchangeError, LedgerRuleBroken
 from kurisu.exchange.exact import BrokenAnswer
-from kurisu.exchange.private_port import ReportedOrder
+from kurisu.exchange.private_port import ReportedOrder, Unreadable
+
+_T = TypeVar("_T")
 
 _LIMITS: Final = frozenset({"limit", "limit_maker", "post_only"})
 #: Under which venues name an order's type, in small letters and without underscores.
@@ -41,6 +43,19 @@ def read_order(row: Any, received_at: datetime | None) -> ReportedOrder:
             executions.append(Execution.from_ccxt(said))
     update = OrderUpdate.from_ccxt(row, received_at=received_at)
     return ReportedOrder(update, _order_type(row, update), tuple(executions))
+
+
+def read_all(
+    rows: Iterable[Any], kind: str, read: Callable[[Any], _T]
+) -> tuple[tuple[_T, ...], tuple[Unreadable, ...]]:
+    """What `read` makes of each row, and those that it cannot read."""
+    found, unreadable = [], []
+    for row in rows:
+        try:
+            found.append(read(row))
+        except LedgerRuleBroken as error:
+            unreadable.append(Unreadable(f"{kind} {row.get('id')}", str(error)))
+    return tuple(found), tuple(unreadable)
 
 
 def settled_totals(
