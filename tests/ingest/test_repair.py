@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from datetime import timedelta
 from decimal import Decimal
@@ -19,7 +20,7 @@ from rows import fetch
 
 from kurisu.domain.timeframe import BASE
 from kurisu.exchange.clock import from_ms
-from kurisu.ingest.repair import MarketRepair, chosen_series, repair, windows
+from kurisu.ingest.repair import MarketRepair, chosen_series, repair, together, windows
 from kurisu.store.coverage import Stretch
 from kurisu.store.store import Store
 
@@ -73,7 +74,8 @@ async def test_every_kind_of_hole_is_asked_for_again(
 async def test_a_difference_is_reported_and_applied_only_on_demand(
     store: Store, server: ExchangeServer, opened: Opener
 ) -> None:
-    """One candle changed, one is new where there was none, one is gone."""
+    """One candle changed, one is new where there was none, one is gone. The new one is stored
+    without a demand: nothing that was stored changes."""
     quiet = without(BARS, (700, 701))
     listing = server.binance.listings["SHIBUSDT"]
     listing.series = Series(quiet)
@@ -84,22 +86,71 @@ async def test_a_difference_is_reported_and_applied_only_on_demand(
     ]
     listing.series = Series(without(changed, (900, 901)))
     report = await mend(store, opened, sample=10_000)
-    found = {from_ms(BARS[i].open_ms): tuple(BARS[i][1:]) for i in (100, 700, 900)}
-    assert [one.time for one in report.differences] == list(found)
-    first, new, gone = report.differences
+    assert [one.time for one in report.differences] == [
+        from_ms(BARS[i].open_ms) for i in (100, 900)
+    ]
+    first, gone = report.differences
     assert (first.stored, first.exchange) == (tuple(BARS[100][1:]), tuple(changed[100][1:]))
-    assert (new.stored, new.exchange) == (None, tuple(BARS[700][1:]))
     assert (gone.stored, gone.exchange) == (tuple(BARS[900][1:]), None)
+    assert (report.asked_empty, report.untrue, report.holes) == (1, 1, 1)
     assert not report.is_whole
-    assert await stored(store, "SHIB/USDT") == closed(quiet)
+    assert await stored(store, "SHIB/USDT") == closed(BARS)
 
     report = await mend(store, opened, sample=10_000, apply=True)
-    assert (report.revised, report.is_whole) == (2, False)
+    assert (report.revised, report.is_whole) == (1, False)
     assert await stored(store, "SHIB/USDT") == closed(changed)
     assert await fetch(store, "SELECT time, volume FROM candle_revisions") == [
         (from_ms(BARS[100].open_ms), BARS[100].volume)
     ]
     assert [d.time for d in (await mend(store, opened, sample=10_000)).differences] == [gone.time]
+
+
+@pytest.mark.parametrize(("sample", "everything"), [(0, False), (0, True), (300, False)])
+async def test_what_was_said_to_be_empty_is_asked_for_again(
+    store: Store, server: ExchangeServer, opened: Opener, sample: int, everything: bool
+) -> None:
+    """All of it or a sample; what comes is stored, and what does not stays empty."""
+    listing = server.binance.listings["SHIBUSDT"]
+    listing.series = Series(without(BARS, (300, 330), (1_100, 1_130), (2_400, 2_410)))
+    await backfill(store, opened)
+    before = await stored(store, "SHIB/USDT")
+    listing.series = Series(without(BARS, (300, 330), (1_105, 1_130)))
+    server.requests.clear()
+    report = await mend(store, opened, sample=sample, empty=everything, chance=random.Random(5))
+    assert report.is_whole
+    assert report.differences == []
+    if everything:
+        # Two windows, and what is filled then.
+        assert len(server.asked("klines")) <= 6
+        assert (report.asked_empty, report.untrue, report.holes) == (70, 15, 15)
+        assert await stored(store, "SHIB/USDT") == closed(listing.series.bars)
+        assert await known(store, "SHIB/USDT") == [
+            minutes(0, 300, "complete"), minutes(300, 330, "empty"),
+            minutes(330, 1_105, "complete"), minutes(1_105, 1_130, "empty"),
+            minutes(1_130, 2_500, "complete"),
+        ]  # fmt: skip
+    elif sample:
+        assert 0 < report.asked_empty < 70
+        assert len(await stored(store, "SHIB/USDT")) == len(before) + report.untrue
+    else:
+        assert report.asked_empty == 0
+        assert await stored(store, "SHIB/USDT") == before
+
+
+@given(
+    edges=st.lists(st.integers(0, 300), unique=True, max_size=20).map(sorted),
+    limit=st.integers(1, 60),
+)
+def test_windows_that_hold_every_span(edges: list[int], limit: int) -> None:
+    spans = [
+        (SINCE + a * BASE.length, SINCE + b * BASE.length)
+        for a, b in zip(edges[::2], edges[1::2], strict=False)
+    ]
+    found = together(spans, BASE, limit)
+    for since, until in spans:
+        assert any(a <= since and until <= b for a, b in found)
+    assert all((a, b) in spans or BASE.count(a, b) <= limit for a, b in found)
+    assert all(b <= c for (_, b), (c, _) in itertools.pairwise(found))
 
 
 @given(

@@ -48,6 +48,10 @@ async def repair(
     sample: Annotated[
         int, typer.Option(metavar="N", help="Stored candles of each market to compare; 0: none.")
     ] = 1_000,
+    empty: Annotated[
+        bool,
+        typer.Option("--empty", help="Ask again for all that is known as empty, not for a sample."),
+    ] = False,
     apply: Annotated[
         bool, typer.Option("--apply", help="Store candles that differ as the exchange has them.")
     ] = False,
@@ -56,8 +60,10 @@ async def repair(
     """Ask again for every hole of what is stored, and compare a sample with the exchange.
 
     A hole is what is missing between the first and the last known bar, an outage, a failed fetch,
-    or a candle that somebody deleted. Candles that differ are only reported, unless --apply says
-    to store them; what they were stays in candle_revisions. Nothing is ever deleted.
+    or a candle that somebody deleted. Of the stretches that the exchange said were empty a sample
+    is asked for again, with --empty all of them; candles that come there are stored. Candles that
+    differ are only reported, unless --apply says to store them; what they were stays in
+    candle_revisions. Nothing is ever deleted.
 
     Exit code 1 if a hole is left, a candle differs, or an exchange could not be asked.
     """
@@ -84,8 +90,9 @@ async def repair(
                     async with open_configured(store.config, exchange) as opened:
                         reports += [
                             await repair_market(
-                                store, opened, market, one, first, end, sample=sample,
-                                apply=apply, allow_expiring=allow_expiring, watch=watch,
+                                store, opened, market, one, first, end,
+                                sample=sample, empty=empty, apply=apply,
+                                allow_expiring=allow_expiring, watch=watch,
                             )
                             for market, one in series
                         ]  # fmt: skip
@@ -132,6 +139,8 @@ def _as_dict(one: MarketRepair) -> dict[str, Any]:
         "market": one.market,
         "timeframe": one.timeframe,
         "whole": one.is_whole,
+        "empty_asked": one.asked_empty,
+        "empty_untrue": one.untrue,
         "holes": one.holes,
         "deleted": one.deleted,
         "filled": 0 if after is None else after.inserted,
@@ -148,20 +157,22 @@ def _as_dict(one: MarketRepair) -> dict[str, Any]:
 def _as_text(reports: list[MarketRepair]) -> str:
     if not reports:
         return "Nothing is stored yet."
+    headers = ("market", "tf", "empty", "untrue", "holes", "filled", "left", "compared",
+               "different", "revised")  # fmt: skip
     rows = [
         (
-            one.market, one.timeframe, one.holes, 0 if one.backfill is None else
-            one.backfill.inserted, _left(one), one.compared, len(one.differences), one.revised,
+            one.market, one.timeframe, one.asked_empty, one.untrue, one.holes,
+            0 if one.backfill is None else one.backfill.inserted, _left(one),
+            one.compared, len(one.differences), one.revised,
         )
         for one in reports
     ]  # fmt: skip
-    headers = ("market", "tf", "holes", "filled", "left", "compared", "different", "revised")
     lines = [table(headers, rows, right=set(headers[2:]))]
     for one in reports:
         if one.backfill is not None:
             lines += problem_lines(one.market, one.backfill.problems, SHOWN)
         if one.problem is not None:
-            lines.append(f"{safe(one.market)}: could not be compared: {safe(one.problem)}")
+            lines.append(f"{safe(one.market)}: not all could be compared: {safe(one.problem)}")
         lines += [f"{safe(one.market)}: {_difference(d)}" for d in one.differences[:SHOWN]]
         if len(one.differences) > SHOWN:
             lines.append(f"{safe(one.market)}: and {len(one.differences) - SHOWN:,} more (--json)")

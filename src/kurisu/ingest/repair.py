@@ -2,14 +2,16 @@
 
 In: a store, an open exchange, markets with a timeframe each. Out: a `MarketRepair` for each. A hole
 is what is missing between the first and the last known bar, an outage, a failed fetch, or a candle
-that coverage claims and that somebody deleted. Candles that differ are reported; they are changed,
-and what they were is remembered, only if the caller says so.
+that coverage claims and that somebody deleted. Of what the exchange once said was empty some is
+asked for again, or all: a candle that comes there makes a hole of it, and is stored. Candles that
+differ are reported; they are changed, and what they were is remembered, only if the caller says so.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -23,10 +25,11 @@ from kurisu.exchange.candles import CandlePage, PageStatus, candle_pages
 from kurisu.exchange.ccxt_adapter import CcxtExchange
 from kurisu.exchange.venues import CAUTIOUS_LIMIT
 from kurisu.ingest.backfill import MarketBackfill, Watch, run_backfill
-from kurisu.store.coverage import Stretch
+from kurisu.store.coverage import Stretch, common
 from kurisu.store.markets import Market
 from kurisu.store.store import Store
 
+Span: TypeAlias = tuple[datetime, datetime]
 Numbers: TypeAlias = tuple[Decimal | str | None, ...]
 
 #: Candles of a market that are compared, if nobody says how many.
@@ -50,14 +53,18 @@ class Difference:
 class MarketRepair:
     """What became of one market and timeframe.
 
-    holes: bars that were asked for again. deleted: among them, bars that coverage had claimed.
+    asked_empty: bars known as empty that were asked for again. untrue: those that have a candle.
+    holes: bars that were asked for again because they are no part of what is known; deleted: among
+    them, bars that coverage had claimed.
     backfill: what became of the holes; None if there was none. compared: candles of the sample.
     differences: by time. revised: how many of them were stored as the exchange has them.
-    problem: why the sample could not be compared; None if it could.
+    problem: why something could not be compared or asked for again; None if all could.
     """
 
     market: str
     timeframe: str
+    asked_empty: int = 0
+    untrue: int = 0
     holes: int = 0
     deleted: int = 0
     backfill: MarketBackfill | None = None
@@ -82,6 +89,7 @@ async def repair(
     until: datetime | None = None,
     *,
     sample: int = SAMPLE,
+    empty: bool = False,
     apply: bool = False,
     allow_expiring: bool = False,
     watch: Watch | None = None,
@@ -89,8 +97,9 @@ async def repair(
 ) -> MarketRepair:
     """Fill the holes of one market and compare a sample of it.
 
-    since, until: None for the first and the last known bar. sample: candles to compare, 0 for
-    none. apply: store differing candles as the exchange has them. chance: picks the sample.
+    since, until: None for the first and the last known bar. sample: candles to compare, and about
+    as many bars known as empty to ask for again; 0 for none. empty: ask for all of these. apply:
+    store differing candles as the exchange has them. chance: picks the sample.
     Raises ExchangeError if the exchange cannot be asked at all, RetentionConflict, DatabaseError.
     """
     report = MarketRepair(str(market), timeframe.name)
@@ -101,7 +110,15 @@ async def repair(
     end = extent[1] if until is None else min(timeframe.ceil(until), extent[1])
     if first >= end:
         return report
+    # Which candles are looked at is no secret.
+    chance = chance or random.Random()  # noqa: S311
     report.deleted = await store.candles.forget_missing(market, timeframe, first, end)
+    if sample or empty:
+        await _ask_empty(store, exchange, market, timeframe, report, (first, end),
+                         None if empty else sample, chance)  # fmt: skip
+    if sample:
+        await _compare(store, exchange, market, timeframe, report, (first, end), sample, apply,
+                       chance)  # fmt: skip
     filled = await run_backfill(
         store, exchange, [market], timeframe, first, end,
         allow_expiring=allow_expiring, watch=watch, refetch=False,
@@ -109,11 +126,71 @@ async def repair(
     (backfill,) = filled.markets
     report.holes = backfill.requested
     report.backfill = backfill if backfill.requested else None
-    if sample:
-        # Which candles are looked at is no secret.
-        await _compare(store, exchange, market, timeframe, report, (first, end), sample, apply,
-                       chance or random.Random())  # noqa: S311  # fmt: skip
     return report
+
+
+async def _ask_empty(
+    store: Store,
+    exchange: CcxtExchange,
+    market: Market,
+    frame: Timeframe,
+    report: MarketRepair,
+    span: Span,
+    sample: int | None,
+    chance: random.Random,
+) -> None:
+    """Ask again for what is known as empty, and take that back where candles come: they are holes
+    then, and the backfill that follows stores them. sample: bars, about; None for all."""
+    known = await store.candles.coverage(market, frame, *span)
+    empty = [(one.since, one.until) for one in known if one.status == "empty"]
+    limit = exchange.venue.candle_limit or CAUTIOUS_LIMIT
+    looks = together(empty, frame, limit)
+    if sample is not None:
+        looks = sorted(chance.sample(looks, min(len(looks), -(-sample // limit))))
+    for since, until in looks:
+        try:
+            async for page in _answers(exchange, market, frame, since, until):
+                times = page.table.column("time").to_pylist()
+                report.untrue += await _take_back(store, market, frame, times)
+                asked = common(empty, [(page.since, page.until)])
+                report.asked_empty += sum(frame.count(*one) for one in asked)
+        except ExchangeError as error:
+            report.problem = error.reason
+            return
+
+
+async def _answers(
+    exchange: CcxtExchange, market: Market, frame: Timeframe, since: datetime, until: datetime
+) -> AsyncGenerator[CandlePage]:
+    """What the exchange says of [since, until); raises ExchangeError."""
+    grace = timedelta(seconds=exchange.settings.grace_s)
+    pages = candle_pages(exchange, market.symbol, frame, since, until, grace=grace)
+    async with aclosing(pages):
+        async for page in pages:
+            if page.status is PageStatus.ANSWERED:
+                yield page
+
+
+async def _take_back(
+    store: Store, market: Market, frame: Timeframe, times: Sequence[datetime]
+) -> int:
+    """That there is nothing at `times`, where that is known; how many bars that is."""
+    opened = sorted({frame.open_time(time) for time in times})
+    bars = [(time, frame.close_time(time)) for time in opened]
+    return await store.candles.forget_empty(market, frame, bars)
+
+
+def together(spans: Sequence[Span], frame: Timeframe, limit: int) -> list[Span]:
+    """Windows in which `spans` lie, as few as may be: each is one span, or has `limit` bars."""
+    found: list[Span] = []
+    end: datetime | None = None
+    for since, until in spans:
+        if end is not None and until <= end:
+            found[-1] = (found[-1][0], until)
+            continue
+        found.append((since, until))
+        end = _later(frame, since, limit)
+    return found
 
 
 async def _compare(
@@ -133,12 +210,7 @@ async def _compare(
     limit = exchange.venue.candle_limit or CAUTIOUS_LIMIT
     for since, until in windows(stored, frame, sample, limit, chance):
         try:
-            async for page in candle_pages(
-                exchange, market.symbol, frame, since, until,
-                grace=timedelta(seconds=exchange.settings.grace_s),
-            ):  # fmt: skip
-                if page.status is PageStatus.UNAVAILABLE:
-                    continue
+            async for page in _answers(exchange, market, frame, since, until):
                 await _compare_page(store, market, frame, report, page, known, apply)
         except ExchangeError as error:
             report.problem = error.reason
@@ -163,6 +235,11 @@ async def _compare_page(
         if stored.get(time) != theirs.get(time)
         and any(one.since <= time < one.until for one in known)
     ]
+    # Where there was said to be nothing is a hole now, which the backfill fills.
+    empty = [one for one in known if one.status == "empty"]
+    untrue = [d for d in found if any(one.since <= d.time < one.until for one in empty)]
+    report.untrue += await _take_back(store, market, frame, [one.time for one in untrue])
+    found = [one for one in found if one not in untrue]
     report.compared += len(stored)
     report.differences += found
     if not (apply and found):

@@ -335,6 +335,26 @@ class Candles:
                 await coverage.forget(connection, market.id, frame, untrue)
         return sum(frame.count(*span) for span in untrue)
 
+    async def forget_empty(
+        self,
+        market: Market,
+        timeframe: str | Timeframe,
+        spans: Sequence[tuple[datetime, datetime]],
+    ) -> int:
+        """Take back that there was nothing in `spans` (sorted, disjoint), because the exchange has
+        candles there now; how many bars that is."""
+        if not spans:
+            return 0
+        frame = timeframe_of(timeframe)
+        async with transaction(self._store.database) as connection:
+            await candle_write.lock(connection, market.id)
+            known = await coverage.read(connection, market.id, frame, spans[0][0], spans[-1][1])
+            empty = [(one.since, one.until) for one in known if one.status == "empty"]
+            untrue = coverage.common(spans, empty)
+            if untrue:
+                await coverage.forget(connection, market.id, frame, untrue)
+        return sum(frame.count(*span) for span in untrue)
+
     async def check_room(self, oldest: datetime, rows: int) -> None:
         """Raises RetentionConflict if a policy that the user has set would drop candles from
         `oldest` on; changes nothing. rows: about how many there are, for the message."""
