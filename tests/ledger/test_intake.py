@@ -373,6 +373,16 @@ def test_ids_of_two_orders_are_refused() -> None:
     assert not intake.update(said("canceled", 2, exchange_order_id="X2")).events
 
 
+def test_a_cancel_s_own_id_is_not_the_order_s() -> None:
+    """Binance's answer to a cancel."""
+    intake = intake_of(placed(), said("open", 1))
+    outcome = intake.update(said("canceled", 2, "0.4", client_order_id="cancel-1"))
+    assert Flag.REFUSED not in outcome.flags
+    assert outcome.order
+    assert (outcome.order.client_order_id, outcome.order.status) == ("ours", "canceled")
+    assert not intake.events()
+
+
 def test_orders_of_others_are_never_ours_unless_adopted() -> None:
     intake = intake_of(said("open", 1, "0.5", client_order_id="somebody"), fill("7", "0.5"))
     assert not intake.orders()

@@ -173,6 +173,12 @@ async def test_markets_that_are_named_are_remembered(world: World) -> None:
     world.venue.place("SHIBUSDT", "buy", "1500000")
     world.venue.balances = {"USDT": Decimal(10)}
     assert (await sync(world)).markets == []
+    # What is gone is not reported for ever.
+    world.venue.balances = {}
+    await sync(world)
+    (gone,) = await world.store.ledger.reported_balances(world.account)
+    assert (gone.balance.asset, gone.balance.total) == ("USDT", 0)
+    world.venue.balances = {"USDT": Decimal(10)}
     named = await sync(world, markets=[SHIB])
     assert named.total("new") == 1
     world.venue.place("SHIBUSDT", "buy", "100000", "0.00005")

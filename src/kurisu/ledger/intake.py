@@ -145,8 +145,21 @@ class Intake:
         self._index(key, record)
 
     def update(self, update: OrderUpdate) -> Outcome:
-        """What an exchange said about an order."""
+        """What an exchange said about an order.
+
+        Binance answers a cancel with an id of the request in the place of the order's. An order
+        whose exchange id is known keeps the client id that it has, unless the other one is that of
+        another order of ours.
+        """
         self._check_market(update.symbol)
+        known = self.record(update.exchange_order_id or "")
+        if (
+            known is not None
+            and known.placed is not None
+            and update.client_order_id not in {None, known.client_order_id}
+            and not self._is_ours(update.client_order_id)
+        ):
+            update = replace(update, client_order_id=None)
         empty = OrderRecord(
             client_order_id=update.client_order_id, exchange_order_id=update.exchange_order_id
         )
@@ -226,6 +239,10 @@ class Intake:
         return frozenset(found)
 
     # How
+
+    def _is_ours(self, client_order_id: str | None) -> bool:
+        key = self._by_client.get(client_order_id or "")
+        return key is not None and self._records[key].placed is not None
 
     def _join(self, news: OrderRecord) -> Outcome:
         """Finds the records that `news` is about, and makes one of them all."""

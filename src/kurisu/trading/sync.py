@@ -18,6 +18,7 @@ from kurisu.domain.money import EXACT
 from kurisu.errors import BadSymbol, ExchangeError, LedgerRuleBroken
 from kurisu.exchange.private_pages import DEFAULT_SPAN, execution_windows, order_windows
 from kurisu.exchange.private_port import PrivateExchange, ReportedBalance
+from kurisu.ledger.arithmetic import ZERO
 from kurisu.ledger.events import EventType
 from kurisu.store.accounts import Account
 from kurisu.store.markets import Market
@@ -107,7 +108,7 @@ async def sync_account(
     listings = {listing.symbol: listing for listing in await exchange.load_markets()}
     asked = await read_wallets(store, account, exchange, listings, markets, until)
     report.notes += asked.notes
-    await store.ledger.report_balances(account, until, [_balance(b) for b in asked.balances])
+    await _report_balances(store, account, until, asked.balances)
     report.balances = len(asked.balances)
     gateway = Gateway(store, account, exchange)
     report.resolved = len(await gateway.resolve_pending())
@@ -345,6 +346,20 @@ async def _ask_for_waiting(
             await intake.orders([found])
             intake.taken.waiting -= min(intake.taken.waiting, len(record.executions))
             intake.taken.new += len(record.executions)
+
+
+async def _report_balances(
+    store: Store, account: Account, until: datetime, reported: Sequence[ReportedBalance]
+) -> None:
+    """An asset that was there and is not any more is reported once with nothing."""
+    there = {balance.asset for balance in reported}
+    gone = [
+        Balance(row.balance.asset, ZERO)
+        for row in await store.ledger.reported_balances(account)
+        if row.balance.total and row.balance.asset not in there
+    ]
+    balances = [*(_balance(balance) for balance in reported), *gone]
+    await store.ledger.report_balances(account, until, balances)
 
 
 def _balance(reported: ReportedBalance) -> Balance:
