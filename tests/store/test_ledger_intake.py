@@ -25,7 +25,7 @@ from ledger.histories import (
 )
 from rows import fetch, session, value
 
-from kurisu.domain.execution import Execution, Side, TakerOrMaker
+from kurisu.domain.execution import Execution, Fee, Side, TakerOrMaker, combine_fees
 from kurisu.domain.order import Order
 from kurisu.errors import DatabaseError, LedgerRuleBroken, NotFound
 from kurisu.ledger.balance import book_totals, position_and_postings
@@ -441,6 +441,28 @@ async def test_a_run_without_an_account_has_orders_of_its_own(
             None, fill("9", "1", exchange_order_id="X9"), market=market, run_id=runs[0]
         )
     assert await store.ledger.orders(account) == []
+
+
+async def test_any_text_comes_through_a_batch(
+    store: Store, account: Account, market: Market, url: str
+) -> None:
+    odd = ["\\N", "a\tb", "c\nd", "e\rf", "\\.", "ü-1", "g\\h", "plain"]
+    await tell(store.ledger, account, market, placed(), said("open", 1))
+    fills = [
+        fill(
+            text,
+            "0.1",
+            fees=combine_fees([Fee(text, Decimal("1E-18")), Fee("B\t", Decimal(n + 1))]),
+        )
+        for n, text in enumerate(odd)
+    ]
+    assert (await store.ledger.apply_many(account, fills, market=market)).inserted == len(odd)
+    assert (await store.ledger.apply_many(account, fills, market=market)).unchanged == len(odd)
+    async with open_store(url) as other:
+        found = await other.ledger.executions(account)
+    assert {row.execution.trade_id: row.execution.fees for row in found} == {
+        made.trade_id: made.fees for made in fills
+    }
 
 
 async def test_somebody_with_psql_is_seen(

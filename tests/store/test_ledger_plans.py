@@ -9,7 +9,7 @@ from ledger.histories import fill, placed, said
 from rows import fetch, session
 
 from kurisu.store.ledger import BY_INDEX
-from kurisu.store.ledger_fast import INSERT_ONE, INSERT_PLAIN
+from kurisu.store.ledger_fast import HOLD_ORDERS, INSERT_ONE
 from kurisu.store.ledger_intake import ORDERS_BY_TRADES
 from kurisu.store.markets import Market
 from kurisu.store.store import Store, open_store
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.parametrize("tier", ["plain"], indirect=True)
 
 
 @pytest.mark.parametrize(
-    ("statement", "count"), [(INSERT_ONE, 11), (INSERT_PLAIN, 16), (ORDERS_BY_TRADES, 4)]
+    ("statement", "count"), [(INSERT_ONE, 11), (HOLD_ORDERS, 5), (ORDERS_BY_TRADES, 4)]
 )
 async def test_trade_ids_are_looked_up_by_their_index_in_an_empty_table(
     store: Store, url: str, statement: str, count: int

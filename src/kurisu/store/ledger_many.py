@@ -17,7 +17,7 @@ from typing import Self
 from kurisu.domain.execution import Execution
 from kurisu.domain.order import OrderUpdate
 from kurisu.ledger.intake import Flag
-from kurisu.store.ledger_fast import Batch, Tallies, entries_of, entry_of, judged
+from kurisu.store.ledger_fast import Batch, Tallies, entries_of, entry_of
 from kurisu.store.ledger_intake import Message, Raw, Scope, Taken, load, take_in
 from kurisu.store.ledger_values import Applied
 
@@ -92,7 +92,7 @@ class Many:
             await self.land()
             for loaded in entries_of(scope, await load(self._raw, scope, [], missing)):
                 self._tallies.put(scope, loaded)
-        batch = Batch()
+        batch = Batch(scope)
         plain: dict[str, list[Execution]] = {}
         known = 0
         for name, executions in fills.items():
@@ -124,7 +124,7 @@ class Many:
         entry = self._tallies.get(scope, name)
         if entry is None:
             return None
-        found = judged(entry, executions, batch, scope.terms.settle_asset)
+        found = batch.add(entry, executions)
         if found is None:
             self._tallies.drop(scope, name)
         return found
@@ -135,7 +135,7 @@ class Many:
         if not len(batch):
             self.applied.unchanged += known
             return
-        task = asyncio.create_task(batch.write(self._raw, scope))
+        task = asyncio.create_task(batch.write(self._raw))
         self._flight = Flight(scope, batch, plain, known, task)
         await asyncio.sleep(0)  # it is sent before the next batch is judged
 
