@@ -177,7 +177,7 @@ async def test_markets_that_are_named_are_remembered(world: World) -> None:
     world.venue.balances = {}
     await sync(world)
     (gone,) = await world.store.ledger.reported_balances(world.account)
-    assert (gone.balance.asset, gone.balance.total) == ("USDT", 0)
+    assert (gone.balance.asset, gone.balance.total) == ("USDT", Decimal(0))
     world.venue.balances = {"USDT": Decimal(10)}
     named = await sync(world, markets=[SHIB])
     assert named.total("new") == 1

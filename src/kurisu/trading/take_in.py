@@ -76,9 +76,10 @@ class Intake:
         self.taken.orders += len(reported)
         self.seen |= {r.update.exchange_order_id for r in reported if r.update.exchange_order_id}
         ours = await self._ours_without_id(reported)
+        # Last the one that says the most: an order is adopted with its type and prices as they are.
         strangers = {
             report.update.exchange_order_id: report
-            for report in reported
+            for report in sorted(reported, key=_said)
             if report.update.exchange_order_id not in self._known
             and report.update.client_order_id not in ours
         }
@@ -164,6 +165,13 @@ class Intake:
         taken.waiting += applied.waiting
         taken.held += applied.held
         taken.events += applied.events
+
+
+def _said(report: ReportedOrder) -> int:
+    """How many of an order's terms a report has."""
+    update = report.update
+    terms = (report.type, update.side, update.amount, update.price, update.stop_price)
+    return sum(term is not None for term in (*terms, update.created_at))
 
 
 def adopted(report: ReportedOrder, account: Account, market: Market) -> Order:
