@@ -15,6 +15,8 @@ from exchange_server.wire import dump
 #: Rows of the snapshot that comes first.
 SNAPSHOT_TRADES: Final = 30
 SNAPSHOT_CANDLES: Final = 10
+#: Channels of one connection; one more is refused.
+MOST_CHANNELS: Final = 25
 
 
 @dataclass(eq=False)
@@ -37,6 +39,10 @@ class BitfinexStreams(Streams):
         if message["event"] == "ping":
             await session.socket.send_str(dump({"event": "pong", "cid": message.get("cid")}))
         if message["event"] != "subscribe":
+            return
+        if len(session.subscribed) >= MOST_CHANNELS:
+            refusal = {"event": "error", "msg": "subscribe: limit", "code": 10305}
+            await session.socket.send_str(dump(refusal))
             return
         kind = message["channel"]
         key = message["symbol"] if kind == "trades" else message["key"]

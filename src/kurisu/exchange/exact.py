@@ -42,6 +42,9 @@ class Listener(Protocol):
     client: CCXT's object for one connection.
     """
 
+    def address(self, url: str) -> str:
+        """Where a watch call of this task connects to instead of `url`."""
+
     def using(self, client: Any) -> None:
         """A watch call of this task goes over that connection."""
 
@@ -201,6 +204,8 @@ class _Exact(_CcxtClass):  # type: ignore[misc]
         return answer
 
     def client(self, url: Any) -> Any:
+        if self.kurisu_listener is not None:
+            url = self.kurisu_listener.address(url)
         client = super().client(url)
         if "handle_text_or_binary_message" not in vars(client):
             client.handle_text_or_binary_message = partial(_hand_on, self, client)
@@ -227,6 +232,10 @@ class _Exact(_CcxtClass):  # type: ignore[misc]
             self.kurisu_listener.lost(client, client.error or f"closed with code {error}")
 
     def handle_ohlcv(self, *args: Any, **more: Any) -> Any:
+        message = args[1] if len(args) > 1 else None
+        if isinstance(message, list) and len(message) > 1 and message[1] == []:
+            # Bitfinex of a market without candles: CCXT takes the empty snapshot for a candle.
+            return None
         # Some of CCXT's handlers of candles (binance's, okx's) read with safe_float. It is
         # exact only for as long as the handler runs: elsewhere floats are computed with.
         self.safe_float = text_number

@@ -46,11 +46,13 @@ _watching: ContextVar[Tap | None] = ContextVar("watching", default=None)
 class Tap:
     """Takes the rows of one group of markets as they come.
 
-    ids: the venue's names of the markets, for messages that are read here.
+    ids: the venue's names of the markets, for messages that are read here. connection: which one
+    of several to one address; None if there is one.
     """
 
-    def __init__(self, ids: dict[str, str]) -> None:
+    def __init__(self, ids: dict[str, str], connection: int | None = None) -> None:
         self.ids = ids
+        self.connection = connection
         self.wake = asyncio.Event()
         self.failure: object = None
         self.is_connected = False
@@ -120,6 +122,11 @@ class Wires:
         self._taps: dict[Any, list[Tap]] = {}
         self.reads_binance = False
 
+    def address(self, url: str) -> str:
+        # CCXT has a connection for each address. A fragment is never sent.
+        tap = _watching.get()
+        return url if tap is None or tap.connection is None else f"{url}#{tap.connection}"
+
     def using(self, client: Any) -> None:
         tap = _watching.get()
         if tap is None:
@@ -168,6 +175,8 @@ class Streams:
         self._client = exchange.client
         self._wires = Wires()
         self._client.kurisu_listener = self._wires
+        #: Groups that have connections of their own, by what they listen to.
+        self._connections: dict[tuple[str, ...], int] = {}
         self._wires.reads_binance = exchange.settings.exchange_id in _BINANCE
 
     def offers(self, what: str) -> bool:
@@ -179,7 +188,7 @@ class Streams:
         if not self.offers("watchTrades"):
             raise NotOffered(self._exchange.name, "it streams no trades, or CCXT cannot")
         asks: list[Callable[[], Awaitable[Any]]]
-        tap = self._tap(symbols)
+        tap = self._tap("trades", symbols)
         self._client.trades = _Caches(self._client.trades or {})
         for symbol in symbols:
             self._client.trades[symbol] = _Cache(tap, symbol)
@@ -205,7 +214,7 @@ class Streams:
                 self._exchange.name, f"it streams no {timeframe} candles, or CCXT cannot"
             )
         asks: list[Callable[[], Awaitable[Any]]]
-        tap = self._tap(symbols)
+        tap = self._tap(timeframe, symbols)
         for symbol in symbols:
             caches = _Caches(self._client.ohlcvs.get(symbol) or {})
             caches[timeframe] = _Cache(tap, symbol)
@@ -223,9 +232,12 @@ class Streams:
         """Close every connection; whoever listens gets ExchangeUnavailable."""
         await self._client.close_ws_clients()
 
-    def _tap(self, symbols: Sequence[str]) -> Tap:
+    def _tap(self, what: str, symbols: Sequence[str]) -> Tap:
         markets = self._client.markets
-        return Tap({markets[symbol]["id"]: symbol for symbol in symbols if symbol in markets})
+        ids = {markets[symbol]["id"]: symbol for symbol in symbols if symbol in markets}
+        if self._exchange.venue.stream_markets is None:
+            return Tap(ids)
+        return Tap(ids, self._connections.setdefault((what, *symbols), len(self._connections)))
 
     async def _batches(
         self, tap: Tap, asks: Sequence[Callable[[], Awaitable[Any]]]

@@ -44,6 +44,8 @@ class Venue:
         without rows is the end or a fault, and never a quiet hour.
     trade_id_space: what the default endpoint gives.
     trade_ids_gapless: consecutive ids, so that a jump means lost rows.
+    stream_markets: markets of one WebSocket connection, where the venue allows few; None where
+        the address alone decides.
     weight_limit: request weight per minute; None where the venue counts requests and CCXT's
         throttle is enough.
     """
@@ -59,6 +61,7 @@ class Venue:
     trades_open_ended: bool = False
     trade_id_space: IdSpace = IdSpace.RAW
     trade_ids_gapless: bool = False
+    stream_markets: int | None = None
     weight_limit: int | None = None
 
 
@@ -87,6 +90,8 @@ VENUES: Final[dict[str, Venue]] = {
         candles_oldest_first=True,
         trade_limit=10_000,
         trades_open_ended=True,
+        # "25 channels at the same time on the same connection"
+        stream_markets=25,
     ),
     "kraken": Venue(
         candle_limit=720,
@@ -95,7 +100,13 @@ VENUES: Final[dict[str, Venue]] = {
         trade_paging=TradePaging.CURSOR,
         trade_limit=1_000,
     ),
-    "bybit": Venue(candle_limit=1_000, trade_paging=TradePaging.NONE, trade_limit=1_000),
+    "bybit": Venue(
+        candle_limit=1_000,
+        trade_paging=TradePaging.NONE,
+        trade_limit=1_000,
+        # Of spot; CCXT asks for all markets of a connection in one request.
+        stream_markets=10,
+    ),
     "okx": Venue(candle_limit=300, trade_paging=TradePaging.NONE, trade_limit=500),
     # CCXT: with a size the venue ignores from and to of contracts.
     "htx": Venue(contract_limit_alone=True, trade_paging=TradePaging.NONE, trade_limit=2_000),
@@ -118,7 +129,7 @@ VENUES: Final[dict[str, Venue]] = {
     "kucoin": Venue(candle_limit=1_500),
     "bitget": Venue(candle_limit=200),
     # CCXT's features say 1000; the venue gives 500.
-    "mexc": Venue(candle_limit=500),
+    "mexc": Venue(candle_limit=500, stream_markets=30),
 }
 
 

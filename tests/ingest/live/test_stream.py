@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 from engines import EmbeddedServer, Servers
-from exchange_server import binance
+from exchange_server import binance, bitfinex
 from exchange_server.clock import MINUTE_MS
 from exchange_server.server import ExchangeServer
-from exchange_server.truth import Bar, Listing, Series, Tick
-from exchange_server.world import NOW_MS, Opener
+from exchange_server.truth import Bar, Listing, Series, Tape, Tick
+from exchange_server.world import NOW_MS, TICKS, Opener
 
 from kurisu.errors import BadSymbol, IdSpaceConflict, InvalidArgument, NotOffered
 from kurisu.exchange.calls import RetryPolicy
@@ -404,6 +404,37 @@ async def visible(store: Store, market: Market, at: int) -> None:
             await asyncio.sleep(0.02)
 
 
+async def test_a_venue_that_allows_few_markets_on_a_connection(
+    store: Store, server: ExchangeServer, opened: Opener
+) -> None:
+    """Bitfinex: 25 channels, trades and candles together. Each market hears of its trade."""
+    server.clock.set(NOW_MS, speed=1)
+    names = [f"tC{number:02}USD" for number in range(26)]
+    for name in names:
+        server.bitfinex.add(Listing(name, bitfinex.entry(name[1:]), Series(), Tape()))
+    symbols = [f"{name[1:4]}/USD" for name in names]
+    live = server.bitfinex_streams
+    wanted = {f"trades:{name}" for name in names} | {f"candles:trade:1m:{name}" for name in names}
+    async with running(store, opened) as run:
+        run.start(StreamOptions(status_s=0.05), *(("bitfinex", symbol) for symbol in symbols))
+        for attempt in range(2):
+            await run.until(lambda: live.subscribed >= wanted)
+            assert sorted(len(session.subscribed) for session in live.sessions) == [1, 1, 25, 25]
+            if not attempt:
+                server.cut_streams()
+                await run.until(lambda: run.count("reconnecting") >= 4)
+        now = server.clock.now_ms()
+        for number, name in enumerate(names):
+            server.run(live.send_trade(name, TICKS[0]._replace(id=number + 1, time_ms=now)))
+        markets = [await store.markets.get("bitfinex", symbol) for symbol in symbols]
+        async with asyncio.timeout(PATIENCE_S):
+            for one in markets:
+                while True:
+                    if (await store.trades.latest(one)).num_rows:
+                        break
+                    await asyncio.sleep(0.05)
+
+
 async def test_two_exchanges_at_once_and_every_digit(
     store: Store, server: ExchangeServer, opened: Opener
 ) -> None:
@@ -411,7 +442,7 @@ async def test_two_exchanges_at_once_and_every_digit(
     server.clock.set(NOW_MS, speed=LATER_S)
     listing = server.bitfinex.listings["tBTCUSD"]
     listing.tape.ticks = list(listing.tape.ticks)
-    bitfinex = Trader(
+    btc = Trader(
         server, listing.tape.ticks,
         lambda tick: server.run(server.bitfinex_streams.send_trade("tBTCUSD", tick)),
     )  # fmt: skip
@@ -423,24 +454,24 @@ async def test_two_exchanges_at_once_and_every_digit(
         await run.until(lambda: "trades:tBTCUSD" in server.bitfinex_streams.subscribed)
         await run.until(lambda: "candles:trade:1m:tBTCUSD" in server.bitfinex_streams.subscribed)
         shibs.trade(20)
-        bitfinex.trade(20)
+        btc.trade(20)
         server.cut_streams()
-        bitfinex.trade(20, heard=False)
+        btc.trade(20, heard=False)
         await run.said("connected", 8)
         await run.until(lambda: "trades:tBTCUSD" in server.bitfinex_streams.subscribed)
-        bitfinex.trade(20)
+        btc.trade(20)
         market = await store.markets.get("bitfinex", BTC)
-        await eventually(run, store, market, bitfinex)
+        await eventually(run, store, market, btc)
         await run.said("status", 2)
         # Trades without consecutive ids are whole a second later.
         await asyncio.sleep(0.1)
-        bitfinex.trade(1)
-        await eventually(run, store, market, bitfinex)
-    began = from_ms(bitfinex.ticks[bitfinex.began].time_ms)
-    assert await stored(store, market, began) == bitfinex.made
+        btc.trade(1)
+        await eventually(run, store, market, btc)
+    began = from_ms(btc.ticks[btc.began].time_ms)
+    assert await stored(store, market, began) == btc.made
     since, until = (await whole(store, market))[-1]
     assert since <= began
-    assert until >= from_ms(bitfinex.ticks[-1].time_ms) - timedelta(seconds=1)
+    assert until >= from_ms(btc.ticks[-1].time_ms) - timedelta(seconds=1)
     candles = await store.candles.read(market, "1m")
     truth = {from_ms(bar.open_ms): bar[1:] for bar in listing.series.bars}
     assert candles.num_rows >= 9

@@ -34,7 +34,7 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MS: Final = timedelta(milliseconds=1)
 #: Status of the stretch that a stream begins with, until REST has been read.
 MARK: Final = "failed"
-#: Markets of one connection.
+#: Markets of one connection, where the venue allows as many.
 GROUP: Final = 100
 #: Tasks of an exchange that ask REST; its rate limit holds for all of them.
 REFILLERS: Final = 2
@@ -197,10 +197,11 @@ class Feed:
 
     def _add(self, what: str, market: Market, follower: object) -> None:
         """Spot and contracts are streamed from different addresses."""
+        most = self._exchange.venue.stream_markets or GROUP
         name = market.name
         kind = f"{name.type} {'inverse' if name.settle == name.base else ''}"
         for group in self._groups:
-            if (group.what, group.kind) == (what, kind) and len(group.followers) < GROUP:
+            if (group.what, group.kind) == (what, kind) and len(group.followers) < most:
                 break
         else:
             group = _Group(what, kind)
