@@ -67,3 +67,40 @@ async def test_any_order_of_answers_gives_one_ledger(store: Store) -> None:
         ("stop_loss", "sell", Decimal(30), Decimal("10.5"), Decimal("5.67"), Decimal("0.54"),
          Decimal("0.55"), "canceled", None, from_ms(MS)),
     }  # fmt: skip
+
+
+#: A market buy by its cost, as KuCoin has them: no amount, an average for a price, and canceled
+#: with what was left of the funds.
+BY_COST = {"id": "O2", "clientOrderId": "web", "symbol": "XRP/USD", "type": "market",
+           "side": "buy", "status": "open", "price": "0", "amount": None, "filled": "0",
+           "timestamp": MS}  # fmt: skip
+HALF = {**BY_COST, "filled": "12.25", "price": "0.500000000000000000001"}
+LEFT = {**HALF, "filled": "20.5", "status": "canceled", "lastUpdateTimestamp": MS + 5_000}
+BOUGHT = [
+    {"id": f"T{n}", "order": "O2", "symbol": "XRP/USD", "side": "buy", "price": "0.5",
+     "amount": amount, "timestamp": MS + n, "fee": {"cost": "0.01", "currency": "XRP"}}
+    for n, amount in enumerate(("12.25", "8.25"))
+]  # fmt: skip
+
+
+async def test_an_order_by_cost_ends_as_the_exchange_says(store: Store) -> None:
+    """That all of what was filled was filled makes it no closed one."""
+    market = await store.markets.ensure("kraken", "XRP/USD")
+    permutations = list(itertools.permutations([BY_COST, HALF, LEFT, *BOUGHT]))
+    for number, turns in enumerate(permutations[::5]):
+        account = await store.accounts.add("kraken", f"a{number}")
+        intake = await Intake.open(store, account, market)
+        for row in turns:
+            if row in BOUGHT:
+                await intake.executions([Execution.from_ccxt(row)])
+            else:
+                await intake.orders([read_order(row, None)])
+        # As a synchronisation does, for what it could not take while the order was open.
+        await intake.orders([read_order(LEFT, None)])
+        (order,) = await store.ledger.orders(account)
+        assert (order.status, order.amount, order.filled, order.price) == (
+            "canceled", Decimal("20.5"), Decimal("20.5"), None,
+        )  # fmt: skip
+        assert await store.ledger.conditions(account) == []
+        (position,) = await store.ledger.positions(account)
+        assert position.position.amount == Decimal("20.48")

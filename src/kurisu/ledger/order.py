@@ -302,7 +302,7 @@ def status_of(record: OrderRecord) -> OrderStatus:
     full), the earliest counts. An end without a time counts as earliest. Ends at one time: the one
     that fits what was filled.
     """
-    is_full = record.filled == record.amount
+    is_full = is_measured(record) and record.filled == record.amount
     ends = dict(record.said.ended)
     if is_full:
         full_at = max(known.times[0] for known in record.executions if known.accepted)
@@ -320,6 +320,19 @@ def status_of(record: OrderRecord) -> OrderStatus:
         )
     is_known = record.said.heard or record.exchange_order_id is not None or record.filled
     return OrderStatus.OPEN if is_known else OrderStatus.PENDING
+
+
+def is_measured(record: OrderRecord) -> bool:
+    """False where the amount is only what was filled of it: of a market order that somebody else
+    placed by its cost. That it is full then says nothing; the exchange says how it ended."""
+    placed = record.placed
+    return (
+        placed is None
+        or placed.client_order_id is not None
+        or placed.type is not OrderType.MARKET
+        or record.said.amount is not None
+        or not record.said.heard
+    )
 
 
 def is_correction(before: OrderStatus, after: OrderStatus) -> bool:

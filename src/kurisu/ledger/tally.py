@@ -19,7 +19,7 @@ from kurisu.domain.position import MarketTerms, Settlement
 from kurisu.ledger.events import EventType, RiskEvent
 from kurisu.ledger.execution import COST_TOLERANCE, computed_cost
 from kurisu.ledger.findings import conditions_of, fills_missing
-from kurisu.ledger.order import OrderRecord, Said
+from kurisu.ledger.order import OrderRecord, Said, is_measured
 
 _CLOSED: Final = frozenset({OrderStatus.CLOSED})
 _add: Final = EXACT.add
@@ -44,6 +44,7 @@ class Tally:
         "_conditions",
         "_is_broken_off",
         "_is_ended",
+        "_is_measured",
         "_limit",
         "_reported",
         "_said",
@@ -61,6 +62,7 @@ class Tally:
         said = record.said
         self._said = said
         self._terms = terms
+        self._is_measured = is_measured(record)
         self._spot = terms.settlement is Settlement.SPOT
         self.order = order
         self.filled = order.filled
@@ -146,7 +148,7 @@ class Tally:
         if execution.time > self.updated_at:
             self.updated_at = execution.time
         if not self._is_ended:
-            is_full = self.filled == self.order.amount
+            is_full = self._is_measured and self.filled == self.order.amount
             self.status = OrderStatus.CLOSED if is_full else OrderStatus.OPEN
         self._trades[execution.trade_id] = execution
         return cost

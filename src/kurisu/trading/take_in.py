@@ -178,7 +178,11 @@ def adopted(report: ReportedOrder, account: Account, market: Market) -> Order:
     """The order of somebody else as the ledger has it. Raises LedgerRuleBroken."""
     update = report.update
     created_at = update.created_at or update.time
-    amount = update.amount or update.filled
+    amount = update.amount
+    if amount is None and update.status is not None and update.status.is_terminal:
+        # Placed by its cost; what was filled of it is its amount when it is over. Until then its
+        # fills wait.
+        amount = update.filled or None
     if update.side is None or not amount or created_at is None:
         raise LedgerRuleBroken(
             "order_is_complete",
