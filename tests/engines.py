@@ -45,6 +45,9 @@ EDITIONS: Final = {
 NATIVE_TIMESCALEDB: Final = bool(os.environ.get(TIMESCALEDB_URL))
 #: Tiers on which two sessions can be open at once; the WebAssembly engine has one.
 CONCURRENT_TIERS: Final = TIERS if NATIVE_TIMESCALEDB else ("plain",)
+#: Tiers that a process of its own sees as well, where nobody tells it what to see; and for tests
+#: that are too slow for the WebAssembly engine or to which the engine makes hardly a difference.
+REAL_TIERS: Final = ("plain", "community") if NATIVE_TIMESCALEDB else ("plain",)
 
 T = TypeVar("T")
 
@@ -116,11 +119,13 @@ class Server(Protocol):
 class RealServer:
     """Databases of a server that serves many, cloned from one template for each edition."""
 
-    def __init__(self, url: str, strategy: str, extension: str | None = None) -> None:
+    def __init__(
+        self, url: str, strategy: str, extension: str | None = None, prefix: str = "kurisu_test"
+    ) -> None:
         self._url = url
         self._strategy = strategy
         self._extension = extension
-        self._prefix = f"kurisu_test_{os.getpid()}"
+        self._prefix = f"{prefix}_{os.getpid()}"
         self._templates: dict[Edition, str] = {}
         self._count = 0
         self._current: str | None = None
@@ -140,6 +145,15 @@ class RealServer:
 
     def empty(self) -> str:
         return self._next("template0")
+
+    def stop(self) -> None:
+        """Keep everybody away from the current database, as if the server were not there."""
+        if self._current is not None:
+            run(self._close_to_all(self._current))
+
+    def start(self) -> None:
+        """End what `stop` began."""
+        run(execute(self._url, f"ALTER DATABASE {self._current} ALLOW_CONNECTIONS true"))
 
     def close(self) -> None:
         for name in [self._current, *self._templates.values()]:
@@ -262,6 +276,16 @@ class Servers:
     def empty(self, tier: str) -> str:
         """A fresh database with nothing in it on the server of a tier."""
         return self.server(tier).empty()
+
+    @contextlib.contextmanager
+    def kept(self, tier: str) -> Iterator[str]:
+        """A migrated database of the real server that stays, whatever others are asked for."""
+        url = os.environ[TIMESCALEDB_URL]
+        server = RealServer(url, "wal_log", "timescaledb", "kurisu_kept")
+        try:
+            yield server.migrated(EDITIONS[tier])
+        finally:
+            server.close()
 
     def server(self, tier: str) -> Server:
         name = "plain" if tier == "plain" else "timescaledb"

@@ -17,6 +17,7 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+from engines import REAL_TIERS, Servers
 
 import kurisu
 from kurisu.cli.main import execute
@@ -79,6 +80,12 @@ class Program:
             self.command(arguments), cwd=self.folder, env=dict(self.environment), **options
         )
 
+    @property
+    def url(self) -> str:
+        """The program's database, for a session beside it."""
+        named = self.environment.get("KURISU_DATABASE_URL")
+        return named or str(self.process("server", "start", "--json").json["url"])
+
     @staticmethod
     def command(arguments: Sequence[str | Path]) -> list[str]:
         return [sys.executable, "-m", "kurisu.cli.main", *map(str, arguments)]
@@ -104,9 +111,12 @@ def make_home() -> Path:
     return home
 
 
-@pytest.fixture(scope="session")
-def environment() -> Iterator[dict[str, str]]:
-    """Of every run: a home whose server starts with the first command that needs it."""
+@pytest.fixture(scope="session", params=REAL_TIERS)
+def environment(request: pytest.FixtureRequest, servers: Servers) -> Iterator[dict[str, str]]:
+    """Of every run: a home whose server starts with the first command that needs it.
+
+    On other tiers the database is one of a real server's.
+    """
     home = make_home()
     kept = {
         name: value
@@ -114,8 +124,12 @@ def environment() -> Iterator[dict[str, str]]:
         if not name.startswith("KURISU_") and name not in ("NO_COLOR", "COLUMNS")
     }
     found = {**kept, "KURISU_HOME": str(home), "PYTHONPATH": str(SOURCE)}
-    yield found
-    Program(home, found)("server", "stop")
+    if request.param == "plain":
+        yield found
+        Program(home, found)("server", "stop")
+    else:
+        with servers.kept(request.param) as url:
+            yield {**found, "KURISU_DATABASE_URL": url}
     shutil.rmtree(home)
 
 

@@ -199,6 +199,7 @@ def test_gaps_tell_what_is_known(kurisu_program: Program, market: str) -> None:
     assert found["summary"] == {"missing": {"gaps": 2, "bars": 90}}
 
 
+@pytest.mark.parametrize("environment", ["plain"], indirect=True)
 def test_verify_counts_bars_and_fails_on_a_difference(
     kurisu_program: Program, sample: Path
 ) -> None:
@@ -207,7 +208,7 @@ def test_verify_counts_bars_and_fails_on_a_difference(
     verify = ("candles", "verify", "--market", market)
     assert kurisu_program(*verify, "--json").json["checked"]["1h"] == 24
     # Somebody changes a bar behind the triggers' back.
-    url = kurisu_program("server", "url").out.strip()
+    url = kurisu_program.url
     _spoil(url, market)
     failed = kurisu_program(*verify, "--json", code=1).json
     assert failed["ok"] is False

@@ -77,7 +77,7 @@ def large_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextlib.asynccontextmanager
 async def session(program: Program) -> AsyncIterator[Connection]:
     """A session of the test's own beside the program's."""
-    connection = await asyncpg.connect(program.process("server", "start", "--json").json["url"])
+    connection = await asyncpg.connect(program.url)
     try:
         yield connection
     finally:

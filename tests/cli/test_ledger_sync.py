@@ -47,6 +47,7 @@ def run(kurisu_program: Program, server: ExchangeServer, tmp_path: Path) -> Any:
     call("account", "add", name, "--exchange", "binance", "--key-env", "CANARY_KEY",
          "--secret-env", "CANARY_SECRET")  # fmt: skip
     call.account = name  # type: ignore[attr-defined]
+    call.url = kurisu_program.url  # type: ignore[attr-defined]
     return call
 
 
@@ -119,7 +120,7 @@ def test_no_secret_appears_anywhere(run: Any, server: ExchangeServer) -> None:
 
 def _database(run: Any) -> list[str]:
     """Every row of every table, as text."""
-    url = run("server", "status", "--json").json["url"]
+    url = run.url
 
     async def dump() -> list[str]:
         connection = await asyncpg.connect(url)

@@ -15,6 +15,9 @@ from cli.conftest import Program, make_home
 
 import kurisu
 
+#: The embedded server is among what is tested.
+pytestmark = pytest.mark.parametrize("environment", ["plain"], indirect=True)
+
 
 def test_version(kurisu_program: Program) -> None:
     assert kurisu_program.process("--version").out == f"kurisu {kurisu.__version__}\n"

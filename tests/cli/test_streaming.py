@@ -116,7 +116,7 @@ def read_until(running: subprocess.Popen[bytes], **wanted: Any) -> list[dict[str
 async def test_killed_again_and_again_and_then_ended(
     server: ExchangeServer, kurisu_program: Program, configured: str
 ) -> None:
-    url = kurisu_program.process("server", "start", "--json").json["url"]
+    url = kurisu_program.url
     kurisu_program.process("db", "upgrade")
     run = ("stream", configured, "PEPE/USDT", "--json", "--status-every", "0.2")
     chance = random.Random(3)

@@ -15,6 +15,9 @@ from kurisu.domain.candle import Candle
 
 MARKET = "binance:PEPE/USDT"
 
+#: Where the database is says the test, or nothing.
+pytestmark = pytest.mark.parametrize("environment", ["plain"], indirect=True)
+
 
 @pytest.fixture
 def program(environment: dict[str, str], tmp_path: Path, url: str) -> Program:

@@ -6,6 +6,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from engines import REAL_TIERS
 from ledger.histories import fee, fill, placed, said
 from rows import fetch
 
@@ -15,7 +16,7 @@ from kurisu.store.ledger import Ledger
 from kurisu.store.markets import Market
 from kurisu.store.store import Store
 
-pytestmark = pytest.mark.parametrize("tier", ["plain"], indirect=True)
+pytestmark = pytest.mark.parametrize("tier", REAL_TIERS, indirect=True)
 
 
 async def test_orders_and_what_counts_in_them(store: Store, market: Market) -> None:

@@ -8,9 +8,10 @@ from typing import Any, Final
 
 import asyncpg
 import pytest
+from engines import REAL_TIERS
 from rows import Connection, session
 
-pytestmark = pytest.mark.parametrize("shared_tier", ["plain"], indirect=True)
+pytestmark = pytest.mark.parametrize("shared_tier", REAL_TIERS, indirect=True)
 
 BEGUN: Final = """
 INSERT INTO markets (exchange, symbol, base_asset, quote_asset)

@@ -11,6 +11,7 @@ from typing import Final
 import asyncpg
 import pytest
 from bars import MINUTE, START, as_table, minutes
+from engines import REAL_TIERS
 from hypothesis import given
 from hypothesis import strategies as st
 from rows import coverage, fetch, session
@@ -203,7 +204,7 @@ async def test_all_of_a_market_can_move_at_once(store: Store, market: Market, ur
     assert await known(store, market) == [stretch(5, 15), stretch(15, 35, "outage")]
 
 
-@pytest.mark.parametrize("tier", ["plain"], indirect=True)
+@pytest.mark.parametrize("tier", REAL_TIERS, indirect=True)
 async def test_of_two_sessions_that_overlap_the_later_is_refused(
     store: Store, market: Market, url: str
 ) -> None:
@@ -224,7 +225,7 @@ async def test_of_two_sessions_that_overlap_the_later_is_refused(
     assert [(row.since, row.until) for row in await known(store, market)] == [(at(0), at(10))]
 
 
-@pytest.mark.parametrize("tier", ["plain"], indirect=True)
+@pytest.mark.parametrize("tier", REAL_TIERS, indirect=True)
 async def test_of_two_sessions_the_later_is_let_in_if_the_first_gives_up(
     store: Store, market: Market, url: str
 ) -> None:

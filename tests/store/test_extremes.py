@@ -8,6 +8,7 @@ from typing import Final
 
 import pytest
 from bars import NAMES, START, aggregated, as_table, candle, minutes
+from engines import REAL_TIERS
 
 from kurisu.domain.faults import Rule
 from kurisu.errors import DatabaseError
@@ -18,7 +19,7 @@ FIRST: Final = datetime.min.replace(tzinfo=UTC)
 LAST: Final = datetime.max.replace(tzinfo=UTC)
 
 
-@pytest.mark.parametrize("tier", ["plain"], indirect=True)
+@pytest.mark.parametrize("tier", REAL_TIERS, indirect=True)
 async def test_bounds_beyond_every_candle_are_no_bounds(store: Store, market: Market) -> None:
     rows = minutes(START, 30)
     await store.candles.write(market, "1m", as_table(rows))
@@ -34,7 +35,7 @@ async def test_bounds_beyond_every_candle_are_no_bounds(store: Store, market: Ma
     assert (await store.candles.latest([market], "1M", 10_000_000)).num_rows == 1
 
 
-@pytest.mark.parametrize("tier", ["plain"], indirect=True)
+@pytest.mark.parametrize("tier", REAL_TIERS, indirect=True)
 async def test_candles_before_1970_are_read_like_any_other(store: Store, market: Market) -> None:
     rows = [
         candle(datetime(1900, 1, 1, tzinfo=UTC)),
@@ -45,14 +46,14 @@ async def test_candles_before_1970_are_read_like_any_other(store: Store, market:
         assert list(await store.candles.read(market, name)) == aggregated(rows, name), name
 
 
-@pytest.mark.parametrize("tier", ["plain"], indirect=True)
+@pytest.mark.parametrize("tier", REAL_TIERS, indirect=True)
 async def test_candles_that_no_read_would_show_are_rejected(store: Store, market: Market) -> None:
     rows = as_table([candle(datetime(1899, 12, 31, 23, 59, tzinfo=UTC))])
     report = await store.candles.write(market, "1m", rows, allow_expiring=True)
     assert [r.rule for r in report.rejects] == [Rule.TIME_NOT_READABLE]
 
 
-@pytest.mark.parametrize("tier", ["plain"], indirect=True)
+@pytest.mark.parametrize("tier", REAL_TIERS, indirect=True)
 async def test_a_volume_that_no_decimal_holds_is_an_error_with_a_way_on(
     store: Store, market: Market
 ) -> None:

@@ -11,6 +11,7 @@ from decimal import Decimal
 from typing import Any, Final
 
 import pytest
+from engines import REAL_TIERS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ledger.histories import (
@@ -36,7 +37,7 @@ from kurisu.store.ledger import Ledger
 from kurisu.store.markets import Market
 from kurisu.store.store import Store, open_store
 
-pytestmark = pytest.mark.parametrize("tier", ["plain"], indirect=True)
+pytestmark = pytest.mark.parametrize("tier", REAL_TIERS, indirect=True)
 
 #: Each history comes so often, in another order each time. For a long run set the variable:
 #: KURISU_TEST_PERMUTATIONS=250 makes 10,000.

@@ -10,6 +10,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from engines import REAL_TIERS
 from ledger.histories import Message, feed
 from ledger.test_real_payloads import PAYLOADS, load, order_for, unified
 from rows import fetch
@@ -23,7 +24,7 @@ from kurisu.ledger.intake import Intake
 from kurisu.store.store import Store
 
 pytestmark = [
-    pytest.mark.parametrize("tier", ["plain"], indirect=True),
+    pytest.mark.parametrize("tier", REAL_TIERS, indirect=True),
     pytest.mark.skipif(
         not PAYLOADS.is_dir(), reason="recorded payloads are kept beside the repository, not in it"
     ),

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from engines import REAL_TIERS
 from ledger.histories import at, fee, fill, placed, said
 from rows import fetch, value
 
@@ -25,7 +26,7 @@ from kurisu.store.engine import Engine
 from kurisu.store.markets import Market
 from kurisu.store.store import Store, open_store
 
-pytestmark = pytest.mark.parametrize("tier", ["plain"], indirect=True)
+pytestmark = pytest.mark.parametrize("tier", REAL_TIERS, indirect=True)
 
 PROCESSES: Final = 16
 FILLS: Final = 20

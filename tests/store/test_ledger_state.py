@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from bars import as_table
+from engines import REAL_TIERS
 from ledger.histories import at, fee, fill, placed, said
 from rows import fetch, value
 
@@ -26,7 +27,7 @@ from kurisu.store.ledger_values import PositionRow
 from kurisu.store.markets import Market
 from kurisu.store.store import Store
 
-pytestmark = pytest.mark.parametrize("tier", ["plain"], indirect=True)
+pytestmark = pytest.mark.parametrize("tier", REAL_TIERS, indirect=True)
 
 DAY = 86_400
 

@@ -7,6 +7,7 @@ from decimal import Decimal
 from typing import Any, Final
 
 import pytest
+from engines import REAL_TIERS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rows import fetch
@@ -19,7 +20,7 @@ from kurisu.store.markets import Market
 from kurisu.store.store import Store
 
 START: Final = datetime(2024, 3, 5, tzinfo=UTC)
-PLAIN: Final = pytest.mark.parametrize("tier", ["plain"], indirect=True)
+REAL: Final = pytest.mark.parametrize("tier", REAL_TIERS, indirect=True)
 
 
 def at(second: float) -> datetime:
@@ -44,7 +45,7 @@ async def test_coverage_comes_with_the_rows_and_goes_on(store: Store, market: Ma
     assert (await known(store, market))[1] == (40.001, 50, "complete", None)
 
 
-@PLAIN
+@REAL
 async def test_what_is_stored_stays_complete(store: Store, market: Market) -> None:
     await store.trades.state_many([(market, at(10), at(20))])
     await store.trades.state_many([(market, at(30), at(40))], status="empty")
@@ -65,7 +66,7 @@ async def test_what_is_stored_stays_complete(store: Store, market: Market) -> No
     assert missing(stretches, at(-1), at(45)) == [(at(-1), at(5)), (at(40), at(45))]
 
 
-@PLAIN
+@REAL
 @settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     said=st.lists(
@@ -117,7 +118,7 @@ async def test_the_database_refuses_what_overlaps(store: Store, market: Market) 
     await fetch(store, insert.format(market.id, 20, 30))
 
 
-@PLAIN
+@REAL
 async def test_where_a_row_is_rejected_nothing_is_complete(store: Store, market: Market) -> None:
     rows = [Trade(at(n), str(n), None, Decimal(1), Decimal(2 - n)) for n in range(5)]
     await store.trades.write(market, rows, complete=[(at(0), at(10))], source="rest")
@@ -131,7 +132,7 @@ async def test_where_a_row_is_rejected_nothing_is_complete(store: Store, market:
     ]
 
 
-@PLAIN
+@REAL
 async def test_rows_and_coverage_come_together_or_not_at_all(
     store: Store, market: Market, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 import pytest
+from engines import REAL_TIERS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rows import fetch, value
@@ -27,7 +28,7 @@ from kurisu.store.trades import TradeBatch, TradeWriteReport
 
 START: Final = datetime(2024, 3, 5, tzinfo=UTC)
 MS: Final = timedelta(milliseconds=1)
-PLAIN: Final = pytest.mark.parametrize("tier", ["plain"], indirect=True)
+REAL: Final = pytest.mark.parametrize("tier", REAL_TIERS, indirect=True)
 PLACES: Final = "SELECT time, trade_id, ctid::text, xmin::text FROM trades ORDER BY 1, 2"
 
 
@@ -106,7 +107,7 @@ async def test_what_is_new_among_what_is_known(store: Store, market: Market) -> 
     assert said(await stored(store, market)) == made
 
 
-@PLAIN
+@REAL
 async def test_few_rows_far_apart_among_many(
     store: Store, market: Market, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,7 +118,7 @@ async def test_few_rows_far_apart_among_many(
     assert said(await stored(store, market)) == made
 
 
-@PLAIN
+@REAL
 async def test_a_stored_trade_is_never_changed(store: Store, market: Market) -> None:
     await store.trades.write(market, [trade(0, 1), trade(0, 2), trade(5, 3)])
     before = await stored(store, market)
@@ -131,7 +132,7 @@ async def test_a_stored_trade_is_never_changed(store: Store, market: Market) -> 
     assert (await stored(store, market))[:3] == before
 
 
-@PLAIN
+@REAL
 async def test_rows_of_one_call_that_repeat_or_contradict_each_other(
     store: Store, market: Market
 ) -> None:
@@ -144,7 +145,7 @@ async def test_rows_of_one_call_that_repeat_or_contradict_each_other(
     ]
 
 
-@PLAIN
+@REAL
 @pytest.mark.parametrize(("unit", "per_ms"), [("ns", 1_000_000), ("us", 1_000), ("ms", 1)])
 async def test_times_are_cut_to_milliseconds_from_every_unit(
     store: Store, market: Market, unit: str, per_ms: int
@@ -181,7 +182,7 @@ BAD_ROWS: Final[list[tuple[dict[str, Any], Rule, str]]] = [
 ]
 
 
-@PLAIN
+@REAL
 async def test_rows_that_break_a_rule_are_listed(store: Store, market: Market) -> None:
     good: dict[str, Any] = {
         "time": START, "trade_id": "1", "side": "buy", "price": "1", "amount": "1",
@@ -201,7 +202,7 @@ async def test_rows_that_break_a_rule_are_listed(store: Store, market: Market) -
     assert [(r.row, r.rule) for r in report.rejects] == [(2, Rule.NUMBER_TOO_LARGE)]
 
 
-@PLAIN
+@REAL
 async def test_what_cannot_be_exact_is_refused(store: Store, market: Market) -> None:
     table = as_table([trade(0, 1)])
     floats = table.set_column(3, "price", pa.array([0.5]))
@@ -221,7 +222,7 @@ async def test_what_cannot_be_exact_is_refused(store: Store, market: Market) -> 
 class TestIdSpaces:
     """One market holds one."""
 
-    @PLAIN
+    @REAL
     async def test_the_first_trades_decide(self, store: Store, market: Market) -> None:
         assert await store.trades.id_space(market) is None
         await store.trades.write(market, [], id_space="aggregate")
@@ -233,7 +234,7 @@ class TestIdSpaces:
                 await store.trades.write(market, rows, id_space=space)
         assert len(await stored(store, market)) == 1
 
-    @PLAIN
+    @REAL
     async def test_nothing_of_a_call_that_mixes_them_is_stored(
         self, store: Store, market: Market, other_market: Market
     ) -> None:
@@ -245,7 +246,7 @@ class TestIdSpaces:
         assert await value(store, "SELECT count(*) FROM trades") == 0
         assert await store.trades.id_space(market) is None
 
-    @PLAIN
+    @REAL
     async def test_two_writers_of_first_trades(
         self, store: Store, market: Market, url: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -263,7 +264,7 @@ class TestIdSpaces:
                 await store.trades.write(market, [trade(0, 1)], id_space="raw")
         assert [row.trade_id for row in await stored(store, market)] == ["2"]
 
-    @PLAIN
+    @REAL
     async def test_an_unknown_one(self, store: Store, market: Market) -> None:
         with pytest.raises(InvalidArgument, match="raw, aggregate, derived"):
             await store.trades.write(market, [], id_space="both")
@@ -272,7 +273,7 @@ class TestIdSpaces:
 class TestDerivedIds:
     """Markets without ids."""
 
-    @PLAIN
+    @REAL
     async def test_alike_trades_of_a_millisecond_are_counted(
         self, store: Store, market: Market
     ) -> None:
@@ -287,7 +288,7 @@ class TestDerivedIds:
                         for row in rows)
         )  # fmt: skip
 
-    @PLAIN
+    @REAL
     async def test_ids_that_were_derived_elsewhere(self, store: Store, market: Market) -> None:
         await store.trades.write(market, [trade(0), trade(0)])
         found = await stored(store, market)
@@ -308,7 +309,7 @@ TRADES = st.lists(
 )
 
 
-@PLAIN
+@REAL
 @settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=TRADES, data=st.data())
 async def test_any_split_gives_the_same_table(
@@ -358,7 +359,7 @@ async def test_many_markets_in_one_transaction(store: Store) -> None:
     assert (counts(second), second.duplicates) == ((20, 0), 10)
 
 
-@PLAIN
+@REAL
 async def test_a_market_that_is_not_there_is_created_with_its_trades(store: Store) -> None:
     name = MarketName.of("kraken", "XRP/USDT")
     with pytest.raises(InvalidArgument):
@@ -369,7 +370,7 @@ async def test_a_market_that_is_not_there_is_created_with_its_trades(store: Stor
     assert len(await stored(store, report.market)) == 1
 
 
-@PLAIN
+@REAL
 async def test_somebody_else_inserts_the_same_in_between(
     store: Store, market: Market, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -388,7 +389,7 @@ async def test_somebody_else_inserts_the_same_in_between(
     assert said(await stored(store, market)) == made
 
 
-@PLAIN
+@REAL
 async def test_writers_of_the_same_trades_at_once(store: Store, market: Market, url: str) -> None:
     made = trades(400)
     async with open_store(url) as other:
@@ -406,7 +407,7 @@ async def test_writers_of_the_same_trades_at_once(store: Store, market: Market, 
 class TestCosts:
     """One trade has one cost."""
 
-    @PLAIN
+    @REAL
     async def test_what_the_row_says_or_price_times_amount(
         self, store: Store, market: Market
     ) -> None:
@@ -422,7 +423,7 @@ class TestCosts:
         # It follows from the rest, and is no contradiction.
         assert counts(await store.trades.write(market, [trade(0, 1)])) == (0, 1)
 
-    @PLAIN
+    @REAL
     async def test_contracts(self, store: Store, other_market: Market) -> None:
         report = await store.trades.write(other_market, [trade(0, 1)])
         assert [(r.rule, r.field, r.value) for r in report.rejects] == [
@@ -453,7 +454,7 @@ class TestRetention:
         await store.db.maintain()
         assert len(await stored(store, market)) == 2
 
-    @PLAIN
+    @pytest.mark.parametrize("tier", ["plain"], indirect=True)
     async def test_a_policy_of_the_users_stays(self, store: Store, market: Market) -> None:
         await store.db.set_retention("trades", "10 days")
         rows = [trade(0, 1)._replace(time=self.OLD), trade(0, 2)._replace(time=self.NOW)]
@@ -493,7 +494,7 @@ class TestReading:
         assert said(list(await store.trades.latest(market, 3))) == rows[2:]
         assert len(await store.trades.read(market, START + timedelta(days=1))) == 0
 
-    @PLAIN
+    @REAL
     async def test_as_frames(self, store: Store, market: Market) -> None:
         await store.trades.write(market, [trade(0, 1), trade(1, 2)])
         found = await store.trades.read(market)

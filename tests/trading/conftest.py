@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from engines import REAL_TIERS
 from exchange_server.binance_account import BinanceAccount
 from exchange_server.server import ExchangeServer
 from exchange_server.world import NOW_MS, opener, usual_server
@@ -23,9 +24,9 @@ KEY, SECRET = "TEST_BINANCE_KEY", "TEST_BINANCE_SECRET"
 SHIB = "SHIB/USDT"
 
 
-@pytest.fixture(params=["plain"])
+@pytest.fixture(params=REAL_TIERS)
 def tier(request: pytest.FixtureRequest) -> str:
-    """Nothing here depends on the engine."""
+    """Hardly anything here depends on the engine."""
     return str(request.param)
 
 

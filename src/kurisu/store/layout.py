@@ -158,6 +158,7 @@ async def converge(database: AsyncEngine, engine: Engine) -> list[str]:
         await _alone(connection)
         # Moving rows takes as long as it takes; waiting for a lock does not.
         await connection.exec_driver_sql("SET LOCAL lock_timeout = '10s'")
+        await connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
         if engine.is_community:
             done += await _replace_rollup_tables(connection)
         for relation in HYPERTABLES:

@@ -229,12 +229,23 @@ async def settle(database: AsyncEngine, touched: Sequence[Range], *, noted: bool
     await refresh_pending(database)
 
 
+# One session refreshes at a time, for as long as it takes: a role's own statement_timeout is for
+# questions, and years of candles that are refreshed in the end take longer. Parameters: key.
+BEGIN_REFRESH: Final = """
+SELECT set_config('statement_timeout', '0', false), pg_advisory_lock(:key)
+"""
+END_REFRESH: Final = """
+SELECT pg_advisory_unlock(:key), set_config('statement_timeout', reset_val, false)
+  FROM pg_settings WHERE name = 'statement_timeout'
+"""
+
+
 async def refresh_pending(database: AsyncEngine) -> list[Range]:
     """Refresh every range that a writer left behind; returns what was refreshed."""
     async with autocommit(database) as connection:
         if not await connection.scalar(text("SELECT EXISTS (SELECT 1 FROM rollup_pending)")):
             return []
-        await connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": REFRESH_LOCK})
+        await connection.execute(text(BEGIN_REFRESH), {"key": REFRESH_LOCK})
         try:
             rows = (
                 await connection.execute(text("SELECT id, since, until FROM rollup_pending"))
@@ -247,7 +258,7 @@ async def refresh_pending(database: AsyncEngine) -> list[Range]:
                 )
             return ranges
         finally:
-            await connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": REFRESH_LOCK})
+            await connection.execute(text(END_REFRESH), {"key": REFRESH_LOCK})
 
 
 async def _refresh(connection: AsyncConnection, ranges: Sequence[Range]) -> bool:

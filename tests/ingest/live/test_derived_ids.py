@@ -10,6 +10,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from engines import REAL_TIERS
 from exchange_server import data
 from exchange_server.fake import FakeExchange, trade_row
 from exchange_server.truth import Tape
@@ -67,7 +68,7 @@ class LiveFake(FakeExchange):
         self.queue.put_nowait(None)
 
 
-@pytest.mark.parametrize("tier", ["plain"], indirect=True)
+@pytest.mark.parametrize("tier", REAL_TIERS, indirect=True)
 async def test_alike_trades_in_one_millisecond_are_all_stored_once(store: Store) -> None:
     """Cut in the middle of milliseconds, again and again; and what REST gives is the same again."""
     ticks = data.generated_ticks(9, START_MS, 400, first_id=None, busy=0.8)

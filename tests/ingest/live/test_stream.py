@@ -12,7 +12,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from engines import EmbeddedServer, Servers
+from engines import REAL_TIERS, RealServer, Servers
 from exchange_server import binance, bitfinex
 from exchange_server.clock import MINUTE_MS
 from exchange_server.server import ExchangeServer
@@ -29,7 +29,7 @@ from kurisu.ingest.live.stream import stream
 from kurisu.store.markets import Market
 from kurisu.store.store import Store
 
-pytestmark = pytest.mark.parametrize("tier", ["plain"], indirect=True)
+pytestmark = pytest.mark.parametrize("tier", REAL_TIERS, indirect=True)
 
 PATIENCE_S = 20
 SHIB = "SHIB/USDT"
@@ -264,14 +264,14 @@ async def test_a_stream_that_has_died_without_a_word(
 
 @pytest.mark.parametrize("bound", [100_000, 60], ids=["within the buffer", "beyond the buffer"])
 async def test_a_database_that_restarts(
-    servers: Servers, store: Store, server: ExchangeServer, opened: Opener, bound: int
-) -> None:
+    servers: Servers, tier: str, store: Store, server: ExchangeServer, opened: Opener, bound: int
+) -> None:  # fmt: skip
     """Rows are buffered; beyond the bound nothing is read, and REST is asked afterwards."""
     server.clock.set(NOW_MS, speed=LATER_S)
     trader = shib(server)
     market = await store.markets.ensure("binance", SHIB)
-    database = servers.server("plain")
-    assert isinstance(database, EmbeddedServer)
+    database = servers.server(tier)
+    assert isinstance(database, RealServer)
     async with running(store, opened) as run:
         run.start(StreamOptions(candles=False, status_s=0.05, buffer_rows=bound), ("binance", SHIB))
         await listening(run, server)
