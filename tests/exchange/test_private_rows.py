@@ -194,6 +194,16 @@ def test_a_fill_that_cannot_be_read_costs_no_order() -> None:
         Execution.from_ccxt({**trade, "order": "7"})
 
 
+@pytest.mark.parametrize("spelled", [int, str])
+def test_milliseconds_that_were_nanoseconds(spelled: type) -> None:
+    """KuCoin's unified account says nanoseconds."""
+    trade = {"symbol": "BTC-USDT", "tradeId": "9", "orderId": "7", "side": "BUY", "price": "7.5",
+             "size": "0.1", "fee": "0.5", "feeCurrency": "USDT", "liquidityRole": "TAKER",
+             "executionTime": spelled(MS * 1_000_000 + 987_654), "tradeType": "SPOT"}  # fmt: skip
+    found = Execution.from_ccxt(parsed("kucoin", "trade", KUCOIN, trade))
+    assert found.time == datetime(2026, 1, 1, 0, 0, 0, 123_000, UTC)
+
+
 def test_amounts_of_deribit_are_no_contracts() -> None:
     """200 USD, of a contract on 10: twenty of them, and CCXT says 200."""
     market = market_of("BTC/USD:BTC", "BTC-PERPETUAL", contractSize="10")

@@ -45,15 +45,6 @@ def test_a_unified_trade() -> None:
     )
 
 
-@pytest.mark.parametrize("time", [1499865549590.0, 1499865549590.9937])
-def test_milliseconds_that_were_nanoseconds(time: float) -> None:
-    """As CCXT makes them for KuCoin and Phemex."""
-    found = Execution.from_ccxt({**TRADE, "timestamp": time})
-    assert found == Execution.from_ccxt(TRADE)
-    with pytest.raises(LedgerRuleBroken, match="number_is_exact"):
-        Execution.from_ccxt({**TRADE, "timestamp": float("nan")})
-
-
 @pytest.mark.parametrize(
     ("changes", "fees"),
     [

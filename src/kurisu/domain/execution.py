@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -175,14 +174,7 @@ def read_number(source: Mapping[str, object], field: str, where: str) -> Decimal
 
 
 def read_time(source: Mapping[str, object], field: str, where: str) -> datetime | None:
-    """A time in whole milliseconds since 1970; None if it is missing. Raises LedgerRuleBroken.
-
-    A float is cut: so CCXT makes milliseconds of nanoseconds (KuCoin, Phemex), and a double holds
-    them exactly.
-    """
-    value = source.get(field)
-    if isinstance(value, float) and math.isfinite(value):
-        source = {field: math.floor(value)}
+    """A time in whole milliseconds since 1970; None if it is missing. Raises LedgerRuleBroken."""
     number = read_number(source, field, where)
     if number is None:
         return None

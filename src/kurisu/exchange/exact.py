@@ -95,20 +95,21 @@ def text_number(container: Any, key: Any, default: Any = None) -> Any:
     return str(value)
 
 
-def whole(container: Any, key: Any, default: Any = None, factor: int = 1) -> Any:
-    """CCXT's safe_integer (and safe_timestamp), without going through a float.
+def whole(container: Any, key: Any, default: Any = None, factor: float = 1) -> Any:
+    """CCXT's safe_integer (and safe_timestamp, safe_integer_product), without going through a
+    float.
 
     int(float("1541390792.763") * 1000) can be a millisecond off, and nanoseconds do not fit a
-    double at all.
+    double at all. factor: 0.000001 of nanoseconds is meant as it is written.
     """
     try:
         value = container[key]
-        if type(value) is int:
+        if type(value) is int and type(factor) is int:
             return value * factor
         if isinstance(value, bool):
-            return int(value) * factor
+            value = int(value)
         # `*` of Decimal rounds to 28 digits, enough for any time; int() then cuts.
-        return int(Decimal(str(value)) * factor)
+        return int(Decimal(str(value)) * Decimal(str(factor)))
     except (ArithmeticError, KeyError, IndexError, TypeError, ValueError):
         return default
 
@@ -132,7 +133,7 @@ class _Exact(_CcxtClass):  # type: ignore[misc]
 
     @staticmethod
     def safe_integer_product(
-        dictionary: Any, key: Any, factor: int, default_value: Any = None
+        dictionary: Any, key: Any, factor: float, default_value: Any = None
     ) -> Any:
         return whole(dictionary, key, default_value, factor)
 
