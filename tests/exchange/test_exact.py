@@ -17,7 +17,7 @@ from exchange_server.world import BARS, NOW_MS, START_MS, TICKS, Opener
 from kurisu.exchange.candles import candle_pages
 from kurisu.exchange.ccxt_adapter import CcxtExchange
 from kurisu.exchange.clock import from_ms
-from kurisu.exchange.exact import decode, text_number, whole
+from kurisu.exchange.exact import decode, exact_class, text_number, whole
 from kurisu.exchange.port import TradeQuery
 from kurisu.exchange.trades import trade_pages
 
@@ -206,6 +206,18 @@ def test_whole_numbers_and_times() -> None:
         7, 1000, None, None, 1700000000123456789, 1, None,
     ]  # fmt: skip
     assert [text_number(row, i, "-") for i in (0, 1, 4, 6, 9)] == [row[0], "7", "-", "-", "-"]
+
+
+def test_times_by_every_name_that_ccxt_has_for_them() -> None:
+    import ccxt.async_support
+
+    client = exact_class(ccxt.async_support.gate)
+    row = {"a": None, "b": "1541390792.7639999", "c": 1541390792764999999, "d": ""}
+    assert client.safe_timestamp_2(row, "a", "b") == 1541390792763
+    assert client.safe_timestamp_n(row, ["d", "a", "b"]) == 1541390792763
+    assert client.safe_integer_product_2(row, "d", "c", 0.000001) == 1541390792764
+    assert client.safe_integer_product(row, "c", 0.000001) == 1541390792764
+    assert client.safe_timestamp_2(row, "a", "d", 7) == 7
 
 
 def test_raw_numbers_of_the_server_are_the_truth() -> None:

@@ -137,6 +137,27 @@ class _Exact(_CcxtClass):  # type: ignore[misc]
     ) -> Any:
         return whole(dictionary, key, default_value, factor)
 
+    @staticmethod
+    def safe_integer_product_n(
+        dictionary: Any, keys: Any, factor: float, default_value: Any = None
+    ) -> Any:
+        found = (whole(dictionary, key, None, factor) for key in keys)
+        return next((value for value in found if value is not None), default_value)
+
+    @staticmethod
+    def safe_integer_product_2(
+        dictionary: Any, key1: Any, key2: Any, factor: float, default_value: Any = None
+    ) -> Any:
+        return _Exact.safe_integer_product_n(dictionary, (key1, key2), factor, default_value)
+
+    @staticmethod
+    def safe_timestamp_n(dictionary: Any, keys: Any, default_value: Any = None) -> Any:
+        return _Exact.safe_integer_product_n(dictionary, keys, 1000, default_value)
+
+    @staticmethod
+    def safe_timestamp_2(dictionary: Any, key1: Any, key2: Any, default_value: Any = None) -> Any:
+        return _Exact.safe_integer_product_n(dictionary, (key1, key2), 1000, default_value)
+
     def parse_ohlcv(self, *args: Any, **more: Any) -> Any:
         row = super().parse_ohlcv(*args, **more)
         if type(row[0]) is not int:
