@@ -42,12 +42,14 @@ class Config:
     retention, compression: durations as written, by relation; only what the file names.
     exchanges: the sections [exchanges.NAME] as TOML gives them, by name; what they mean is
         `kurisu.exchange.configured`'s. Not shown: somebody may have put a secret there.
+    home: the data directory; None if this was not loaded.
     """
 
     path: Path | None = None
     retention: Mapping[str, str] = field(default_factory=dict)
     compression: Mapping[str, str] = field(default_factory=dict)
     exchanges: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
+    home: Path | None = field(default=None, compare=False)
 
 
 def find(home: Path) -> Path | None:
@@ -68,7 +70,7 @@ def load(home: Path) -> Config:
     """The configuration in force. `home` is the data directory. Raises ConfigError."""
     path = find(home)
     if path is None:
-        return Config()
+        return Config(home=home)
     try:
         parsed = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -76,7 +78,9 @@ def load(home: Path) -> Config:
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
     durations = {name: _section(path, parsed, name) for name in _checked(path, parsed)}
-    return Config(path, **durations, exchanges=_exchanges(path, parsed.get(_EXCHANGES, {})))
+    return Config(
+        path, **durations, exchanges=_exchanges(path, parsed.get(_EXCHANGES, {})), home=home
+    )
 
 
 def _checked(path: Path, parsed: Mapping[str, Any]) -> list[str]:

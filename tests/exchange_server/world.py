@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from exchange_server import binance, bitfinex, data, kraken
@@ -61,6 +62,7 @@ def opener(server: ExchangeServer, slept: list[float]) -> Opener:
         *,
         streams: bool = False,
         policy: RetryPolicy | None = None,
+        pace_folder: Path | None = None,
         **more: Any,
     ) -> AsyncIterator[CcxtExchange]:
         options = server.options(venue, timeout_on_exit=0, **more)
@@ -70,6 +72,7 @@ def opener(server: ExchangeServer, slept: list[float]) -> Opener:
             made,
             streams=streams,
             policy=policy,
+            pace_folder=pace_folder,
             sleep=sleep,
             monotonic=lambda: server.clock.now_ms() / 1000,
             jitter=random.Random(7),

@@ -13,6 +13,7 @@ from typing import Final, TypeVar
 from kurisu.errors import RateLimited
 from kurisu.exchange.clock import ExchangeClock
 from kurisu.exchange.exact import Reply
+from kurisu.exchange.pace import Pace
 from kurisu.exchange.translate import Failure, translate
 
 T = TypeVar("T")
@@ -85,6 +86,7 @@ class WeightBudget:
 class Caller:
     """Makes the requests of one exchange.
 
+    pace: what is shared with other processes of this machine; None for nothing.
     sleep, monotonic, jitter: time and chance, from outside so that tests decide them.
     """
 
@@ -95,6 +97,7 @@ class Caller:
         policy: RetryPolicy,
         budget: WeightBudget,
         *,
+        pace: Pace | None = None,
         secrets: Collection[str] = (),
         sleep: Sleep = asyncio.sleep,
         monotonic: Callable[[], float] = time.monotonic,
@@ -104,6 +107,7 @@ class Caller:
         self._slots = asyncio.Semaphore(concurrency)
         self._policy = policy
         self._budget = budget
+        self._pace = pace
         self._secrets = tuple(secrets)
         self._sleep = sleep
         self._monotonic = monotonic
@@ -133,6 +137,8 @@ class Caller:
             if isinstance(failure.error, RateLimited):
                 # Everybody waits: going on with other requests is what turns a 429 into a ban.
                 self._closed_until_s = max(self._closed_until_s, self._monotonic() + wait_s)
+                if self._pace is not None:
+                    await self._pace.close(wait_s)
             else:
                 await self._sleep(wait_s)
         raise AssertionError("the loop returns or raises")  # pragma: no cover
@@ -141,6 +147,8 @@ class Caller:
         """Wait until a request may be made."""
         while True:
             wait_s = max(self._closed_until_s - self._monotonic(), self._budget.wait_s())
+            if self._pace is not None:
+                wait_s = max(wait_s, self._pace.closed_s())
             if wait_s <= 0:
                 return
             await self._sleep(wait_s)

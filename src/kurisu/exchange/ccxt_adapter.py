@@ -19,6 +19,7 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from datetime import datetime
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from kurisu.domain.money import parse_decimal
@@ -27,6 +28,7 @@ from kurisu.exchange.calls import Caller, RetryPolicy, Sleep, WeightBudget
 from kurisu.exchange.clock import ExchangeClock, from_ms
 from kurisu.exchange.exact import BrokenAnswer, Reply, exact_class
 from kurisu.exchange.markets import MarketListing, Skipped, listings, precision_mode
+from kurisu.exchange.pace import Pace, pace_file
 from kurisu.exchange.port import (
     Batch,
     CandleRow,
@@ -58,12 +60,14 @@ class CcxtExchange:
         settings: ExchangeSettings,
         *,
         streams: bool = False,
+        pace_folder: Path | None = None,
         policy: RetryPolicy | None = None,
         sleep: Sleep = asyncio.sleep,
         monotonic: Callable[[], float] = time.monotonic,
         jitter: random.Random | None = None,
     ) -> None:
-        """streams: take CCXT's class with WebSockets. sleep, monotonic, jitter: see `Caller`.
+        """streams: take CCXT's class with WebSockets. pace_folder: where the pace is shared with
+        other processes of this machine; None if it is not. sleep, monotonic, jitter: see `Caller`.
 
         Raises NotOffered if CCXT has no such exchange, ConfigError if a variable is not set.
         """
@@ -74,12 +78,18 @@ class CcxtExchange:
         self.clock = ExchangeClock(monotonic)
         self._venue = self._described(venue_of(settings.exchange_id))
         self._budget = WeightBudget(self._venue.weight_limit, self.clock)
+        self._pace: Pace | None = None
+        if pace_folder is not None:
+            file = pace_file(pace_folder, self.client)
+            self._pace = Pace(file, float(self.client.rateLimit) / 1000)
+            self.client.kurisu_pace = self._pace.take
         self._secrets = [str(getattr(self.client, name, None) or "") for name in sorted(SECRETS)]
         self.caller = Caller(
             settings.name,
             settings.concurrency,
             policy or RetryPolicy(),
             self._budget,
+            pace=self._pace,
             secrets=self._secrets,
             sleep=sleep,
             monotonic=monotonic,

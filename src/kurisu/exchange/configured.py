@@ -10,13 +10,16 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Final
 
 from kurisu.config import Config
 from kurisu.domain.market import check_exchange
 from kurisu.errors import ConfigError, NotOffered
 from kurisu.exchange.ccxt_adapter import CcxtExchange
 from kurisu.exchange.settings import ExchangeSettings
+
+#: In the data directory: what processes of this machine share of their pace.
+PACE_FOLDER: Final = "pace"
 
 
 def settings_of(config: Config, name: str) -> ExchangeSettings:
@@ -39,7 +42,8 @@ async def open_configured(config: Config, name: str, **more: Any) -> AsyncIterat
     """
     settings = settings_of(config, name)
     try:
-        exchange = CcxtExchange(settings, **more)
+        folder = None if config.home is None else config.home / PACE_FOLDER
+        exchange = CcxtExchange(settings, pace_folder=folder, **more)
     except NotOffered as error:
         near = get_close_matches(name, config.exchanges, 3)
         if not near or name in config.exchanges:

@@ -9,7 +9,7 @@ classes are subclasses.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from decimal import Decimal
@@ -126,6 +126,8 @@ class _Exact(_CcxtClass):  # type: ignore[misc]
     #: Called with the Reply of every response and its decoded body (None if it has none).
     kurisu_observer: Callable[[Reply, Any], None] | None = None
     kurisu_listener: Listener | None = None
+    #: Waits for the turn of a request of a cost, beside CCXT's own throttle.
+    kurisu_pace: Callable[[float], Awaitable[None]] | None = None
 
     @staticmethod
     def safe_timestamp(dictionary: Any, key: Any, default_value: Any = None) -> Any:
@@ -203,6 +205,11 @@ class _Exact(_CcxtClass):  # type: ignore[misc]
             reply.headers = {name.lower(): value for name, value in args[4].items()}
             reply.body = body[:BODY_CHARACTERS]
         return body
+
+    async def throttle(self, cost: Any = None) -> Any:
+        await super().throttle(cost)
+        if self.kurisu_pace is not None:
+            await self.kurisu_pace(1.0 if cost is None else float(cost))
 
     async def fetch(self, *args: Any, **more: Any) -> Any:
         reply = Reply()
