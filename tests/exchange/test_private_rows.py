@@ -19,11 +19,16 @@ from kurisu.domain.listing import PrecisionMode
 from kurisu.domain.market import MarketName
 from kurisu.domain.order import OrderStatus, OrderType
 from kurisu.domain.position import MarketTerms
-from kurisu.errors import LedgerRuleBroken
+from kurisu.errors import BadAnswer, LedgerRuleBroken
 from kurisu.exchange.exact import decode, exact_class
 from kurisu.exchange.markets import listing
 from kurisu.exchange.private_port import ReportedOrder
-from kurisu.exchange.private_rows import read_order, transfer_entries
+from kurisu.exchange.private_rows import (
+    read_balance,
+    read_order,
+    settled_totals,
+    transfer_entries,
+)
 from kurisu.ledger.execution import cost_of
 from kurisu.store.accounts import Account
 from kurisu.store.markets import Market
@@ -202,6 +207,18 @@ def test_milliseconds_that_were_nanoseconds(spelled: type) -> None:
              "executionTime": spelled(MS * 1_000_000 + 987_654), "tradeType": "SPOT"}  # fmt: skip
     found = Execution.from_ccxt(parsed("kucoin", "trade", KUCOIN, trade))
     assert found.time == datetime(2026, 1, 1, 0, 0, 0, 123_000, UTC)
+
+
+def test_balances_of_many_digits_and_what_is_settled_of_them() -> None:
+    assert read_balance("x", "10.0000000000000000005001") == Decimal("10.000000000000000001")
+    with pytest.raises(BadAnswer, match="a balance is 'much'"):
+        read_balance("x", "much")
+    okx = {"uTime": "1", "details": [{"ccy": "BTC", "eq": "1.5", "cashBal": "1.25"}]}
+    bitget = {"marginCoin": "USDT", "accountEquity": "7.5", "unrealizedPL": "-0.25"}
+    info = {"data": [okx, bitget]}
+    assert settled_totals(info, ("ccy", "cashBal", ""), str.upper) == {"BTC": "1.25"}
+    less = settled_totals(info, ("marginCoin", "accountEquity", "unrealizedPL"), str.upper)
+    assert less == {"USDT": Decimal("7.75")}
 
 
 def test_amounts_of_deribit_are_no_contracts() -> None:

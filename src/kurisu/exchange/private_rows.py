@@ -11,11 +11,12 @@ from typing import Any, Final, TypeVar
 
 from kurisu.domain.balance import Entry, EntryKind
 from kurisu.domain.execution import Execution, read_number, read_text, read_time
-from kurisu.domain.money import EXACT, number_fault, parse_decimal
+from kurisu.domain.money import EXACT, SCALE, number_fault, parse_decimal
 from kurisu.domain.order import OrderType, OrderUpdate
 from kurisu.errors import BadAnswer, ExchangeError, LedgerRuleBroken
 from kurisu.exchange.exact import BrokenAnswer
 from kurisu.exchange.private_port import ReportedOrder, Unreadable
+from kurisu.ledger.arithmetic import round_to
 
 _T = TypeVar("_T")
 
@@ -109,7 +110,11 @@ def read_balance(exchange: str, value: Any) -> Decimal | None:
             exchange, "CCXT computes with floats here, so its digits are not the exchange's"
         )
     found = parse_decimal(value)
-    if found is None or number_fault(found):
+    fault = "not_readable" if found is None else number_fault(found)
+    if found is not None and fault == "too_many_fraction_digits":
+        # Blofin's equity has what its division gave. It is compared, and never booked.
+        return round_to(found, SCALE)
+    if found is None or fault:
         raise BadAnswer(exchange, f"a balance is {value!r}")
     return found
 
