@@ -7,6 +7,7 @@ limit, which is not ours to measure. The ledger is in the database.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -78,7 +79,7 @@ class _Exchange:
     async def load_markets(self, *, reload: bool = False) -> list[MarketListing]:  # noqa: ARG002
         return [self.listing]
 
-    async def fetch_balances(self) -> list[ReportedBalance]:
+    async def fetch_balances(self, wallets: Sequence[str] = ()) -> list[ReportedBalance]:  # noqa: ARG002
         return self.balances
 
     async def fetch_orders(self, symbol: str, query: RecordQuery) -> OrderPage:  # noqa: ARG002
