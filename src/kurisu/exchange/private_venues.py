@@ -199,8 +199,9 @@ def _days(count: int) -> int:
 PRIVATE_VENUES: Final[Mapping[str, PrivateVenue]] = {
     "binance": _BINANCE,
     "binanceus": replace(_BINANCE, wallets={}, funding_sign=None),
-    "binanceusdm": replace(_BINANCE, wallets={}),
-    "binancecoinm": replace(_BINANCE, wallets={}),
+    # Binance's contracts under ids of their own; orders are sent there as "binance".
+    "binanceusdm": PrivateVenue(settled=_BINANCE.settled, funding_sign=1),
+    "binancecoinm": PrivateVenue(settled=_BINANCE.settled, funding_sign=1),
     "bybit": PrivateVenue(
         # orderLinkId, create_order_request().
         client_ids=ClientIds(r"[A-Za-z0-9_-]{1,36}"),
