@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 
+import asyncpg
 import pytest
 from engines import CONCURRENT_TIERS, execute
 from rows import session
@@ -14,10 +15,25 @@ from sqlalchemy import make_url, text
 from sqlalchemy.pool import NullPool
 
 from kurisu.errors import ConfigError, DatabaseError, MigrationNeeded, WriteRefused
-from kurisu.store.connect import autocommit, database_url, driver, make_engine, transaction
+from kurisu.store.connect import (
+    autocommit,
+    copy_in,
+    database_url,
+    driver,
+    make_engine,
+    transaction,
+)
 from kurisu.store.store import Store, open_store
 
 SECRET = "hunter2"
+#: A table that takes its rows one by one, and none while somebody holds the lock.
+SLOW_TABLE = """
+CREATE TABLE slow (a text);
+CREATE FUNCTION wait_for_it() RETURNS trigger LANGUAGE plpgsql AS
+    $$ BEGIN PERFORM pg_advisory_xact_lock(1); RETURN NEW; END $$;
+CREATE TRIGGER wait_for_it BEFORE INSERT ON slow FOR EACH ROW EXECUTE FUNCTION wait_for_it();
+"""
+WAITING = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
 
 
 class TestUrls:
@@ -211,6 +227,36 @@ class TestErrors:
                     await other.execute("SELECT pg_terminate_backend($1, 5000)", mine)
                 await connection.execute(text("SELECT 1"))
         # The next one is a new one.
+        assert await store.markets.list() == []
+
+    @pytest.mark.parametrize("tier", CONCURRENT_TIERS, indirect=True)
+    async def test_a_connection_that_is_cut_while_a_copy_pauses(
+        self, store: Store, url: str
+    ) -> None:
+        """The server does not take what it is sent, so that the sender has to wait."""
+        asked = 0
+
+        async def chunks() -> AsyncGenerator[bytes, None]:
+            nonlocal asked
+            for _ in range(100):
+                asked += 1
+                yield b"a" * 999_999 + b"\n"
+
+        async with session(url) as other:
+            await other.execute(SLOW_TABLE)
+            await other.execute("SELECT pg_advisory_lock(1)")
+            with pytest.raises(DatabaseError, match="connection"):
+                async with asyncio.timeout(10), transaction(store.database) as connection:
+                    raw = await driver(connection)
+                    copy = asyncio.create_task(copy_in(raw, "slow", ["a"], chunks()))
+                    while not await other.fetchval(WAITING):
+                        assert not copy.done()
+                    await asyncio.sleep(0.1)  # until nothing more is asked for
+                    assert 0 < asked < 100
+                    mine = raw.get_server_pid()
+                    await other.execute("SELECT pg_terminate_backend($1, 5000)", mine)
+                    await copy
+        assert isinstance(copy.exception(), asyncpg.ConnectionDoesNotExistError)
         assert await store.markets.list() == []
 
 

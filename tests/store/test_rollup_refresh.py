@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -12,9 +13,12 @@ from engines import NATIVE_TIMESCALEDB
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rows import Connection, fetch, insert, parameters, rollups, session, value
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from kurisu.domain.candle import Candle
 from kurisu.domain.timeframe import TIMEFRAMES
+from kurisu.errors import DatabaseError
 from kurisu.store import rollups as module
 from kurisu.store.markets import Market
 from kurisu.store.rollups import Range, cover, merge
@@ -328,6 +332,23 @@ async def test_many_writers_at_once(store: Store) -> None:
     )
     for market, rows in candles.items():
         await assert_bars(store, market, rows)
+
+
+@pytest.mark.parametrize("tier", ["plain"], indirect=True)
+async def test_a_refresh_whose_connection_is_lost_says_so_and_is_still_to_be_done(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any engine will do."""
+
+    async def cut(connection: AsyncConnection, _: Sequence[Range]) -> None:
+        await connection.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+
+    day = {"since": START, "until": START + DAY}
+    await fetch(store, "INSERT INTO rollup_pending (since, until) VALUES (:since, :until)", **day)
+    monkeypatch.setattr(module, "_refresh", cut)
+    with pytest.raises(DatabaseError, match="terminating connection|broke"):
+        await module.refresh_pending(store.database)
+    assert await value(store, "SELECT count(*) FROM rollup_pending") == 1
 
 
 async def test_compressed_chunks_take_new_and_changed_candles(store: Store, market: Market) -> None:

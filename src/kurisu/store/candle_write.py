@@ -32,7 +32,7 @@ from kurisu.store.candle_rows import (
     runs,
     times_us,
 )
-from kurisu.store.connect import driver
+from kurisu.store.connect import copy_in, driver
 from kurisu.store.copy_binary import ColumnKind, copy_to_arrow, encode_stream
 from kurisu.store.coverage import MARKET_LOCK, Stretch
 from kurisu.store.engine import Engine
@@ -264,9 +264,7 @@ async def _copy(
     )
 
     raw = await driver(connection)
-    await raw.copy_to_table(
-        relation, source=encode_stream(whole), columns=whole.column_names, format="binary"
-    )
+    await copy_in(raw, relation, whole.column_names, encode_stream(whole), format="binary")
 
 
 async def _update(

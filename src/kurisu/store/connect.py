@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from typing import Any, Final
 from uuid import uuid4
 
@@ -166,6 +166,40 @@ async def driver(connection: AsyncConnection) -> asyncpg.Connection:
     if not isinstance(found, asyncpg.Connection):
         raise DatabaseError("the connection is not asyncpg's")
     return found
+
+
+async def copy_in(
+    connection: asyncpg.Connection,
+    relation: str,
+    columns: Sequence[str],
+    source: AsyncGenerator[bytes, None],
+    **options: Any,
+) -> None:
+    """asyncpg's `copy_to_table` of the bytes of `source`, which ends if the server goes away.
+
+    A sender that is faster than the server is told to pause. If the connection is lost then, nobody
+    tells it to go on, and asyncpg 0.32 waits for ever. Raises asyncpg's error of a lost connection.
+    """
+    protocol = connection._protocol  # noqa: SLF001 - there is no other way to it
+    is_lost = False
+
+    def go_on(_: asyncpg.Connection) -> None:
+        nonlocal is_lost
+        is_lost = True
+        protocol.resume_writing()
+
+    async def until_lost() -> AsyncGenerator[bytes, None]:
+        async with contextlib.aclosing(source):
+            async for chunk in source:
+                if is_lost:
+                    return
+                yield chunk
+
+    connection.add_termination_listener(go_on)
+    try:
+        await connection.copy_to_table(relation, source=until_lost(), columns=columns, **options)
+    finally:
+        connection.remove_termination_listener(go_on)
 
 
 def target(engine: AsyncEngine) -> str:

@@ -14,7 +14,7 @@ digit), sign, display scale, then base-10000 digits without leading or trailing 
 
 import asyncio
 from bisect import bisect_left
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from enum import Enum
 from typing import Any, NamedTuple, TypeAlias
 
@@ -554,7 +554,7 @@ def encode_batches(table: pa.Table) -> Iterator[bytes]:
     yield encoder.finish()
 
 
-async def encode_stream(table: pa.Table) -> AsyncIterator[bytes]:
+async def encode_stream(table: pa.Table) -> AsyncGenerator[bytes, None]:
     """`encode_batches` as the `source` of `copy_to_table`, encoded outside the event loop."""
     chunks = encode_batches(table)
     while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:

@@ -7,10 +7,9 @@ of. If one has not, the tallies are thrown away and the long way decides.
 
 from __future__ import annotations
 
-import io
 import json
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -20,6 +19,7 @@ from kurisu.domain.execution import Execution
 from kurisu.domain.order import Order
 from kurisu.ledger.order import OrderRecord, order_of
 from kurisu.ledger.tally import Tally, Verdict
+from kurisu.store.connect import copy_in
 from kurisu.store.ledger_facts import fee_columns
 from kurisu.store.ledger_intake import Loaded, Raw, Scope
 
@@ -216,12 +216,15 @@ class Batch:
             self._trade_ids += trade_ids
         return known
 
+    async def _text(self) -> AsyncGenerator[bytes, None]:
+        """The rows as COPY takes them."""
+        yield "".join(self._lines).encode()
+
     async def write(self, raw: Raw) -> bool:
         """Insert the rows and give the tallies their new version; False if nothing was inserted."""
         # In the order of ids, as every writer locks them.
         entries = [self.entries[order_id] for order_id in sorted(self.entries)]
         scope = self._scope
-        data = io.BytesIO("".join(self._lines).encode())
         try:
             async with raw.transaction(isolation="read_committed"):
                 version = await raw.fetchval(
@@ -231,7 +234,7 @@ class Batch:
                 )  # fmt: skip
                 if version is None:
                     return False
-                await raw.copy_to_table("executions", source=data, columns=COLUMNS)
+                await copy_in(raw, "executions", COLUMNS, self._text())
         except _OUTRUN:
             return False
         for entry in entries:

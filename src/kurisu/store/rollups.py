@@ -258,7 +258,9 @@ async def refresh_pending(database: AsyncEngine) -> list[Range]:
                 )
             return ranges
         finally:
-            await connection.execute(text(END_REFRESH), {"key": REFRESH_LOCK})
+            # A session that was lost has no lock any more.
+            if not connection.invalidated:
+                await connection.execute(text(END_REFRESH), {"key": REFRESH_LOCK})
 
 
 async def _refresh(connection: AsyncConnection, ranges: Sequence[Range]) -> bool:

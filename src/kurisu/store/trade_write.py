@@ -28,7 +28,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from kurisu.domain.trade import IdSpace
 from kurisu.errors import DatabaseError, IdSpaceConflict
 from kurisu.store.candle_rows import from_us, times_us
-from kurisu.store.connect import driver
+from kurisu.store.connect import copy_in, driver
 from kurisu.store.copy_binary import ColumnKind, copy_to_arrow, encode_stream
 from kurisu.store.engine import Engine
 from kurisu.store.exact_rows import DECIMAL, Mask
@@ -401,6 +401,4 @@ async def _copy(connection: AsyncConnection, table: pa.Table, ids: Mapping[int, 
         {"market_id": pa.array(numbers[keys]), **{n: table.column(n) for n in COLUMNS[1:]}}
     )
     raw = await driver(connection)
-    await raw.copy_to_table(
-        "trades", source=encode_stream(whole), columns=list(COLUMNS), format="binary"
-    )
+    await copy_in(raw, "trades", COLUMNS, encode_stream(whole), format="binary")
