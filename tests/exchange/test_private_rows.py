@@ -25,6 +25,7 @@ from kurisu.exchange.markets import listing
 from kurisu.exchange.private_port import ReportedOrder
 from kurisu.exchange.private_rows import (
     read_balance,
+    read_executions,
     read_order,
     settled_totals,
     transfer_entries,
@@ -219,6 +220,18 @@ def test_balances_of_many_digits_and_what_is_settled_of_them() -> None:
     assert settled_totals(info, ("ccy", "cashBal", ""), str.upper) == {"BTC": "1.25"}
     less = settled_totals(info, ("marginCoin", "accountEquity", "unrealizedPL"), str.upper)
     assert less == {"USDT": Decimal("7.75")}
+
+
+def test_fills_without_ids_get_one_that_is_the_same_every_time() -> None:
+    """HollaEx's; two of a millisecond may be alike in everything."""
+    alike = {"order": "7", "timestamp": MS, "side": "buy", "price": "2.50", "amount": "1"}
+    rows = [alike, {**alike, "amount": "3"}, alike, {**alike, "order": "8"}, {**alike, "id": "T1"},
+            {**alike, "price": None}]  # fmt: skip
+    found, unreadable = read_executions(rows)
+    again, _ = read_executions([{**row, "price": "2.5"} for row in rows[-2::-1]])
+    assert {(e.trade_id, e.amount) for e in found} == {(e.trade_id, e.amount) for e in again}
+    assert len({e.trade_id for e in found}) == len(found) == 5
+    assert len(unreadable) == 1
 
 
 def test_amounts_of_deribit_are_no_contracts() -> None:

@@ -21,7 +21,6 @@ from datetime import datetime, timedelta
 from typing import Any, Final, TypeVar
 
 from kurisu.domain.balance import Entry
-from kurisu.domain.execution import Execution
 from kurisu.domain.listing import MarketListing
 from kurisu.domain.money import plain
 from kurisu.domain.order import OrderType, OrderUpdate
@@ -47,7 +46,7 @@ from kurisu.exchange.private_port import (
     ReportedOrder,
     Unreadable,
 )
-from kurisu.exchange.private_rows import read_all, read_order
+from kurisu.exchange.private_rows import read_all, read_executions, read_order
 from kurisu.exchange.private_sending import (
     QUEUED_S,
     Outgoing,
@@ -174,9 +173,7 @@ class CcxtAccount:
         await self._listed(symbol)
         limit = self.private.lists_of(symbol).trade_limit or CAUTIOUS_LIMIT
         found = await self._records("fetch_my_trades", symbol, query, limit, "fromId")
-        executions, unreadable = read_all(
-            [row for row in found if self._is_of(symbol, row)], "trade", Execution.from_ccxt
-        )
+        executions, unreadable = read_executions([row for row in found if self._is_of(symbol, row)])
         is_full = len(found) >= limit
         cursor = self._cursor(query, found) if is_full else None
         return ExecutionPage(executions, unreadable, is_full, cursor)

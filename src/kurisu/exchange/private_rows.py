@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, Final, TypeVar
@@ -13,7 +14,9 @@ from kurisu.domain.balance import Entry, EntryKind
 from kurisu.domain.execution import Execution, read_number, read_text, read_time
 from kurisu.domain.money import EXACT, SCALE, number_fault, parse_decimal
 from kurisu.domain.order import OrderType, OrderUpdate
+from kurisu.domain.trade import derived_ids
 from kurisu.errors import BadAnswer, ExchangeError, LedgerRuleBroken
+from kurisu.exchange.clock import to_ms
 from kurisu.exchange.exact import BrokenAnswer
 from kurisu.exchange.private_port import ReportedOrder, Unreadable
 from kurisu.ledger.arithmetic import round_to
@@ -21,6 +24,8 @@ from kurisu.ledger.arithmetic import round_to
 _T = TypeVar("_T")
 
 _LIMITS: Final = frozenset({"limit", "limit_maker", "post_only"})
+#: Of a fill that has none.
+_NO_ID: Final = "?"
 #: Under which venues name an order's type, in small letters and without underscores.
 _TYPE_KEYS: Final = frozenset({"type", "ordertype", "ordtype", "origtype", "stopordertype"})
 _TRIGGER: Final = re.compile(r"stop|profit|trigger|conditional")
@@ -44,6 +49,27 @@ def read_order(row: Any, received_at: datetime | None) -> ReportedOrder:
             executions.append(Execution.from_ccxt(said))
     update = OrderUpdate.from_ccxt(row, received_at=received_at)
     return ReportedOrder(update, _order_type(row, update), tuple(executions))
+
+
+def read_executions(
+    rows: Iterable[Mapping[str, Any]],
+) -> tuple[tuple[Execution, ...], tuple[Unreadable, ...]]:
+    """Unified trades, and those that cannot be read. Where the venue gives a fill no id (HollaEx)
+    it follows from what moved; so all fills of a millisecond have to be among them."""
+    named = ({**row, "id": row.get("id") or _NO_ID} for row in rows)
+    found, unreadable = read_all(named, "trade", Execution.from_ccxt)
+    unnamed: dict[str, list[Execution]] = {}
+    for execution in found:
+        if execution.trade_id == _NO_ID:
+            unnamed.setdefault(execution.exchange_order_id, []).append(execution)
+    executions = [execution for execution in found if execution.trade_id != _NO_ID]
+    for order, fills in unnamed.items():
+        ids = derived_ids((to_ms(e.time), e.side, e.price, e.amount) for e in fills)
+        executions += [
+            replace(execution, trade_id=f"{order}-{derived}")
+            for execution, derived in zip(fills, ids, strict=True)
+        ]
+    return tuple(executions), unreadable
 
 
 def read_all(
