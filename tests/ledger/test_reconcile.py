@@ -123,6 +123,16 @@ def test_a_canceled_order_is_forgotten_there_unless_it_was_filled() -> None:
     assert [d[:3] for d in compare(([partly], []), ([], []))] == [("order", "extra", "71")]
 
 
+def test_an_order_by_cost_that_moved_nothing_is_not_missing() -> None:
+    """It has no amount, and cannot be in the ledger."""
+    nothing = OrderUpdate(
+        exchange_order_id="80", status=OrderStatus.CANCELED, filled=Decimal(0), side=Side.BUY
+    )
+    assert compare(([], []), ([nothing], [])) == []
+    some = replace(nothing, filled=Decimal(1))
+    assert [d[1] for d in compare(([], []), ([some], []))] == ["missing"]
+
+
 def test_fills_missing_extra_and_different() -> None:
     ours = [fill(0), fill(1), fill(2), fill(3, fees=None)]
     theirs = [

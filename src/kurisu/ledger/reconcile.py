@@ -211,7 +211,7 @@ def _compare_orders(
             looked_at += 1
             unmatched.pop(id(ours), None)
             found += _order_differences(market, ours, said)
-        elif inside(said.created_at):
+        elif inside(said.created_at) and not _is_nothing(said):
             looked_at += 1
             key = said.exchange_order_id or said.client_order_id or ""
             text = _update_text(said)
@@ -229,6 +229,12 @@ def _compare_orders(
         text = f"{order.side} {as_text(order.amount)} {order.status}"
         found.append(Difference(Subject.ORDER, Kind.EXTRA, market, key, ledger=text))
     return looked_at, found
+
+
+def _is_nothing(said: OrderUpdate) -> bool:
+    """An order by its cost that ended without a fill has no amount, and no place in the ledger."""
+    is_over = said.status is not None and said.status.is_terminal
+    return is_over and said.amount is None and said.filled == ZERO
 
 
 def _order_differences(market: str, order: Order, said: OrderUpdate) -> Iterator[Difference]:

@@ -125,7 +125,9 @@ class Intake:
                 orders.append(adopted(report, self._account, self.market))
             except LedgerRuleBroken as error:
                 left_out.add(name)
-                self.taken.unreadable.append(Unreadable(f"order {name}", str(error)))
+                # One by cost of which nothing was filled has no amount, and moved nothing.
+                if report.update.amount is not None or report.update.filled != 0:
+                    self.taken.unreadable.append(Unreadable(f"order {name}", str(error)))
         for at in range(0, len(orders), _AT_ONCE):
             part = orders[at : at + _AT_ONCE]
             try:
