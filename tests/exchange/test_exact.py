@@ -218,6 +218,10 @@ def test_times_by_every_name_that_ccxt_has_for_them() -> None:
     assert client.safe_integer_product_2(row, "d", "c", 0.000001) == 1541390792764
     assert client.safe_integer_product(row, "c", 0.000001) == 1541390792764
     assert client.safe_timestamp_2(row, "a", "d", 7) == 7
+    # KuCoin's trades: a double would have another millisecond.
+    assert client.safe_integer_2(row, "a", "c") == row["c"]
+    assert client.safe_integer_n(row, ["d", "c"]) == row["c"]
+    assert client.safe_integer_2(row, "a", "d", 7) == 7
 
 
 def test_raw_numbers_of_the_server_are_the_truth() -> None:

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 from exchange_server import data
-from exchange_server.clock import DAY_MS
+from exchange_server.clock import DAY_MS, MINUTE_MS
 from exchange_server.fake import FakeExchange, trade_rows
 from exchange_server.faults import Fault, Rule
 from exchange_server.server import ExchangeServer
-from exchange_server.truth import Tape, Tick
+from exchange_server.truth import Bar, Series, Tape, Tick
 from exchange_server.world import NOW_MS, START_MS, Opener
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -35,6 +35,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "id": GAPLESS,
     "cursor": {"trade_paging": TradePaging.CURSOR},
     "time": {"trade_paging": TradePaging.TIME},
+    "window": {"trade_paging": TradePaging.WINDOW},
 }
 PEPE = data.pepe_agg_trades()
 KRAKEN = data.kraken_xrp_trades()
@@ -135,6 +136,88 @@ async def test_two_walks_are_one(way: str, seed: int, cut: int, limit: int, firs
     assert all(row["time"] < from_ms(middle) for row in parts)
     parts += rows_of(await walk(exchange, middle))
     assert Counter(map(str, parts)) == Counter(map(str, whole))
+
+
+UNKNOWN: dict[str, dict[str, Any]] = {
+    "the oldest of a window": {},
+    "the newest of a window": {"newest_of_window": True},
+    "fewer than it is asked for": {"newest_of_window": True, "cap": 40},
+    "seconds": {"newest_of_window": True, "seconds": True},
+    "no windows": {"ignored": frozenset({"until"})},
+}
+
+
+@pytest.mark.parametrize("habit", UNKNOWN)
+@settings(max_examples=25)
+@given(
+    seed=st.integers(0, 10**6), count=st.integers(0, 400), since=st.integers(-10**7, 10**6),
+    quiet=st.sampled_from([0, HOUR_MS * 50]), until=st.none() | st.integers(1, 10**7),
+)  # fmt: skip
+async def test_a_venue_that_nobody_knows(
+    habit: str, seed: int, count: int, since: int, quiet: int, until: int | None
+) -> None:
+    ticks = data.generated_ticks(seed, START_MS, count, busy=0.1, quiet_ms=quiet)
+    now_ms = (ticks[-1].time_ms if ticks else START_MS) + 1 + seed % 100_000
+    exchange = FakeExchange(Venue(trade_limit=100), now_ms, tape=Tape(ticks), **UNKNOWN[habit])
+    end_ms = now_ms if until is None else START_MS + until
+    since_ms = min(START_MS + since, end_ms)
+    pages = await walk(exchange, since_ms, None if until is None else end_ms)
+    check(pages, since_ms, max(since_ms, min(end_ms, now_ms)))
+    wanted = [tick for tick in ticks if since_ms <= tick.time_ms < end_ms]
+    if habit == "no windows":
+        # If it gives all at once, it looks as if it gave the newest: then nothing else is claimed.
+        hidden = [page for page in pages if page.status is PageStatus.UNAVAILABLE]
+        assert not hidden or len(ticks) <= 100
+        begins = max((page.until for page in hidden), default=from_ms(since_ms))
+        wanted = [tick for tick in wanted if from_ms(tick.time_ms) >= begins]
+    else:
+        assert all(page.status is PageStatus.ANSWERED for page in pages)
+    assert [row["trade_id"] for row in rows_of(pages)] == [str(tick.id) for tick in wanted]
+
+
+@pytest.mark.parametrize("known", [True, False])
+async def test_the_newest_trades_are_not_taken_for_all(known: bool) -> None:
+    """KuCoin: whatever it is asked for it gives the newest, and nobody may know that."""
+    ticks = data.generated_ticks(3, START_MS, 500)
+    paging = TradePaging.NONE if known else TradePaging.WINDOW
+    exchange = FakeExchange(
+        Venue(trade_limit=100, trade_paging=paging), ticks[-1].time_ms + 1, tape=Tape(ticks),
+        ignored=frozenset({"since", "until"}),
+    )  # fmt: skip
+    pages = await walk(exchange)
+    assert [page.status for page in pages] == [PageStatus.UNAVAILABLE, PageStatus.ANSWERED]
+    first = int(rows_of(pages)[0]["trade_id"])
+    assert [row["trade_id"] for row in rows_of(pages)] == [str(n) for n in range(first, 501)]
+    assert first > 400
+    assert pages[1].since > from_ms(ticks[first - 2].time_ms)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 150, 499, 500])
+async def test_trades_that_a_venue_keeps_back_are_not_called_none(kept: int) -> None:
+    """Its candles tell."""
+    ticks = data.generated_ticks(3, START_MS, 500, quiet_ms=3 * DAY_MS)
+    hidden = ticks[500 - kept].time_ms if kept else ticks[-1].time_ms + 1
+    exchange = FakeExchange(
+        Venue(trade_limit=100), ticks[-1].time_ms + 120_000, tape=Tape(ticks),
+        series=Series(candles_of(ticks)), trades_hidden_before_ms=hidden,
+    )  # fmt: skip
+    pages = await walk(exchange, START_MS - DAY_MS)
+    check(pages, START_MS - DAY_MS, exchange.now_ms)
+    given = {row["trade_id"] for row in rows_of(pages)}
+    assert given == {str(tick.id) for tick in ticks if tick.time_ms >= hidden}
+    claimed = [page for page in pages if page.status is PageStatus.ANSWERED]
+    lost = [
+        tick for tick in ticks if str(tick.id) not in given
+        and any(page.since <= from_ms(tick.time_ms) < page.until for page in claimed)
+    ]  # fmt: skip
+    # Of the minute that the first one is in, at most.
+    assert all(hidden - tick.time_ms < 60_000 for tick in lost)
+
+
+def candles_of(ticks: list[Tick]) -> list[Bar]:
+    """Minutes in which somebody traded; only their volume counts here."""
+    minutes = sorted({tick.time_ms - tick.time_ms % MINUTE_MS for tick in ticks})
+    return [Bar(at, *[Decimal(1)] * 5) for at in minutes]
 
 
 async def test_the_first_id_is_found_across_silence() -> None:

@@ -1,10 +1,12 @@
-"""Candles of other venues: CCXT's own classes, each against its venue's rules of paging."""
+"""Other venues: CCXT's own classes, each against its venue's rules of paging."""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any, Final
 from urllib.parse import parse_qs, urlsplit
 
@@ -12,7 +14,7 @@ import pytest
 from exchange_server import data
 from exchange_server.clock import MINUTE_MS
 from exchange_server.fake import candle_rows
-from exchange_server.truth import LENGTH_MS, Bar, Series
+from exchange_server.truth import LENGTH_MS, Bar, Series, Tick
 from exchange_server.wire import Raw, dump
 from exchange_server.world import START_MS
 
@@ -21,6 +23,7 @@ from kurisu.exchange.ccxt_adapter import open_exchange
 from kurisu.exchange.clock import from_ms
 from kurisu.exchange.exact import decode
 from kurisu.exchange.settings import ExchangeSettings
+from kurisu.exchange.trades import trade_pages
 from kurisu.exchange.venues import VENUES as VENUES_KNOWN
 
 COUNT: Final = 4_000
@@ -166,6 +169,71 @@ HIDDEN: Final = {
 }
 
 
+TICKS: Final = data.generated_ticks(12, START_MS, 1_500, first_id=10**6, quiet_ms=5 * 3_600_000)
+
+
+def ticks(since: int, until: int, limit: int) -> list[Tick]:
+    """The newest `limit` trades of [since, until], the newest first."""
+    found = [tick for tick in TICKS if since <= tick.time_ms <= min(until, NOW_MS)]
+    return found[-limit:][::-1]
+
+
+def coinbase_trades(path: str, query: Query) -> Any:
+    """Seconds."""
+    since, until = int(query.get("start", 0)) * 1000, int(query.get("end", NOW_MS // 1000)) * 1000
+    return {"trades": [
+        {"trade_id": str(t.id), "product_id": "XY", "price": str(t.price), "size": str(t.amount),
+         "time": from_ms(t.time_ms).isoformat().replace("+00:00", "Z"), "side": t.side.upper()}
+        for t in ticks(since, until, int(query["limit"]))
+    ]}  # fmt: skip
+
+
+def mexc_trades(path: str, query: Query) -> Any:
+    """Aggregate trades without ids."""
+    since, until = int(query.get("startTime", 0)), int(query.get("endTime", NOW_MS))
+    return [
+        {"a": None, "f": None, "l": None, "p": str(t.price), "q": str(t.amount), "T": t.time_ms,
+         "m": t.side == "sell", "M": True}
+        for t in ticks(since, until, int(query["limit"]))
+    ]  # fmt: skip
+
+
+def bitget_trades(path: str, query: Query) -> Any:
+    """A window of seven days at most."""
+    since, until = int(query.get("startTime", 0)), int(query.get("endTime", NOW_MS))
+    assert "startTime" not in query or until - since <= 7 * 86_400_000
+    return {"code": "00000", "data": [
+        {"symbol": "XY", "tradeId": str(t.id), "side": t.side.title(), "price": str(t.price),
+         "size": str(t.amount), "ts": str(t.time_ms)}
+        for t in ticks(since, until, min(500, int(query["limit"])))
+    ]}  # fmt: skip
+
+
+def deribit_trades(path: str, query: Query) -> Any:
+    """JSON numbers."""
+    since = int(query.get("start_timestamp", 0))
+    until = int(query.get("end_timestamp", NOW_MS))
+    return {"result": {"trades": [
+        {"trade_id": str(t.id), "timestamp": t.time_ms, "price": number(t.price),
+         "amount": number(t.amount), "direction": t.side, "instrument_name": "XY"}
+        for t in ticks(since, until, int(query["count"]))
+    ], "has_more": True}}  # fmt: skip
+
+
+def kucoin_trades(path: str, query: Query) -> Any:
+    """The newest hundred, in nanoseconds."""
+    return {"code": "200000", "data": [
+        {"sequence": str(t.id), "price": str(t.price), "size": str(t.amount), "side": t.side,
+         "time": t.time_ms * 1_000_000 + 999_999} for t in ticks(0, NOW_MS, 100)[::-1]
+    ]}  # fmt: skip
+
+
+TRADES: Final[dict[str, Callable[[str, Query], Any]]] = {
+    answer.__name__.removesuffix("_trades"): answer
+    for answer in (coinbase_trades, mexc_trades, bitget_trades, deribit_trades, kucoin_trades)
+}
+
+
 def stub(base: type[Any], answer: Callable[[str, Query], Any], asked: list[str]) -> type[Any]:
     """CCXT's class with one market, and with answers instead of a network."""
 
@@ -221,3 +289,36 @@ async def test_candles_of_a_venue(venue: str, monkeypatch: pytest.MonkeyPatch) -
                                           for since, until in empty)]  # fmt: skip
     assert lost == []
     assert len(asked) <= 4 * COUNT // (exchange.venue.candle_limit or 100) + 60
+
+
+@pytest.mark.parametrize("venue", TRADES)
+async def test_trades_of_a_venue(venue: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ccxt.async_support
+
+    asked: list[str] = []
+
+    def answer(path: str, query: Query) -> Any:
+        is_candles = any(name in path.lower() for name in ("candle", "kline", "chart"))
+        return (VENUES if is_candles else TRADES)[venue](path, query)
+
+    made = stub(getattr(ccxt.async_support, venue), answer, asked)
+    monkeypatch.setattr(ccxt.async_support, venue, made)
+    minutes = sorted({t.time_ms - t.time_ms % MINUTE_MS for t in TICKS})
+    candles = Series([Bar(minute, *[Decimal(1)] * 5) for minute in minutes])
+    monkeypatch.setattr(sys.modules[__name__], "SERIES", candles)
+    since = from_ms(TICKS[700].time_ms)
+    settings = ExchangeSettings(venue, rate_limit_ms=1)
+    async with open_exchange(settings, monotonic=lambda: 0.0) as exchange:
+        exchange.clock.read(NOW_MS)
+        pages = [page async for page in trade_pages(exchange, "X/Y", since)]
+    assert [page.since for page in pages[1:]] == [page.until for page in pages[:-1]]
+    hidden = [page for page in pages if page.status is PageStatus.UNAVAILABLE]
+    begins = hidden[-1].until if hidden else since
+    found = [tuple(row.values()) for page in pages for row in page.table.to_pylist()]
+    wanted = [t for t in TICKS if begins <= from_ms(t.time_ms) < pages[-1].until]
+    assert sorted((time, price, amount) for time, _, _, price, amount, _ in found) == sorted(
+        (from_ms(t.time_ms), t.price, t.amount) for t in wanted
+    )
+    assert bool(hidden) == (venue == "kucoin")
+    assert len(found) > (90 if hidden else 700)
+    assert len(asked) < 60

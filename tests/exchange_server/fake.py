@@ -26,13 +26,15 @@ class FakeExchange:
 
     windowed: a request for candles covers `limit` timeframes, not `limit` candles.
     last_of_window: `limit` timeframes and one: the last row of a window is another's first.
-    cap: rows of candles that it really gives, the newest of a window.
+    cap: rows that it really gives; of candles the newest of a window.
     newest_of_all: without an end, a request for candles gets the newest of all.
     hidden_before_ms: shorter candles than 1h that open earlier are not given.
     newest_of_window: of such a window it gives the newest half; of a window of trades that does
         not fit into a page, the newest.
     repeats: share of rows that come twice. lost: share of answers that come empty at first.
-    hour_windows: a request for trades by time covers an hour.
+    hour_windows: a request for trades by time covers an hour. ignored: what a request for trades
+        says in vain, of since and until. trades_hidden_before_ms: older trades are not given.
+    seconds: times in requests for trades are cut to seconds, and the end is no part.
     """
 
     venue: Venue
@@ -50,6 +52,9 @@ class FakeExchange:
     repeats: float = 0.0
     lost: float = 0.0
     hour_windows: bool = False
+    ignored: frozenset[str] = frozenset()
+    trades_hidden_before_ms: int = 0
+    seconds: bool = False
     seed: int = 0
     requests: int = 0
     _lost_before: set[object] = field(default_factory=set)
@@ -100,7 +105,7 @@ class FakeExchange:
 
     async def fetch_trades(self, symbol: str, query: TradeQuery) -> TradeAnswer:
         self.requests += 1
-        limit = min(query.limit or self.venue.trade_limit, self.venue.trade_limit)
+        limit = min(query.limit or self.venue.trade_limit, self.cap or self.venue.trade_limit)
         if self._is_lost(("trades", query)):
             return TradeAnswer([])
         if query.from_id is not None:
@@ -108,13 +113,17 @@ class FakeExchange:
         elif query.cursor is not None:
             after = int(query.cursor)
             found = [t for t in self.tape.visible(self.now_ms) if t.time_ns > after][:limit]
-        elif query.since_ms is not None:
-            until = query.until_ms
-            if self.hour_windows:
-                until = query.since_ms + 3_600_000
-            found = self.tape.since(self.now_ms, query.since_ms, until, limit)
+        elif query.since_ms is not None and "since" not in self.ignored:
+            since = max(query.since_ms, self.trades_hidden_before_ms)
+            until = None if "until" in self.ignored else query.until_ms
+            if self.seconds:
+                since -= since % 1_000
+                until = None if until is None else until - until % 1_000 - 1
+            if self.hour_windows and until is None:
+                until = since + 3_600_000
+            found = self.tape.since(self.now_ms, since, until, limit)
             if self.newest_of_window and until is not None:
-                found = self.tape.since(self.now_ms, query.since_ms, until, 10**9)[-limit:]
+                found = self.tape.since(self.now_ms, since, until, 10**9)[-limit:]
         else:
             found = self.tape.visible(self.now_ms)[-limit:]
         rows = [trade_row(tick) for tick in found]

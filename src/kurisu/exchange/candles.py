@@ -19,7 +19,7 @@ from typing import Final, TypeAlias
 
 import pyarrow as pa
 
-from kurisu.domain.money import PRECISION, SCALE, parse_decimal
+from kurisu.domain.money import PRECISION, SCALE
 from kurisu.domain.timeframe import TIMEFRAMES, Timeframe
 from kurisu.domain.timeframe import timeframe as timeframe_of
 from kurisu.errors import BadAnswer
@@ -391,8 +391,8 @@ class _Walk:
 
 
 def _traded(bars: Rows) -> list[int]:
-    """Open times of candles with a volume: some venues give others as well."""
-    return [time for time, row in bars.items() if parse_decimal(row.volume or "0") != 0]
+    """Open times of candles in which somebody traded."""
+    return [time for time, row in bars.items() if row.is_traded]
 
 
 def candle_table(rows: Sequence[CandleRow]) -> pa.Table:

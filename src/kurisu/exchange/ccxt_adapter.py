@@ -26,7 +26,7 @@ from kurisu.domain.money import parse_decimal
 from kurisu.errors import BadAnswer, BadSymbol, ExchangeError, InvalidArgument, NotOffered
 from kurisu.exchange.calls import Caller, RetryPolicy, Sleep, WeightBudget
 from kurisu.exchange.clock import ExchangeClock, from_ms
-from kurisu.exchange.exact import BrokenAnswer, Reply, exact_class
+from kurisu.exchange.exact import BrokenAnswer, Reply, exact_class, whole
 from kurisu.exchange.markets import MarketListing, Skipped, listings, precision_mode
 from kurisu.exchange.pace import Pace, pace_file
 from kurisu.exchange.port import (
@@ -47,6 +47,9 @@ T = TypeVar("T")
 #: Where the trade id stands in Kraken's rows; older recordings end before it, and CCXT appends
 #: the cursor to the last row, where it must not be taken for an id.
 _KRAKEN_ID: Final = 6
+#: Where venues put the nanoseconds of a trade.
+_NANOSECONDS: Final = ("time", "ts")
+_NS_PER_MS: Final = 1_000_000
 
 
 class CcxtExchange:
@@ -283,7 +286,7 @@ class CcxtExchange:
             found = info[_KRAKEN_ID] if len(info) > _KRAKEN_ID else None
             found = found if isinstance(found, int) else None
         return TradeRow(
-            time_ms,
+            _exact_ms(trade["info"], time_ms),
             None if found is None or found == "" else str(found),
             trade["side"] if trade["side"] in ("buy", "sell") else None,
             self._text(price) or "",
@@ -307,6 +310,15 @@ class CcxtExchange:
                 self.name, "CCXT computes with floats here, so its digits are not the exchange's"
             )
         return None if value is None else str(value)
+
+
+def _exact_ms(info: Any, time_ms: int) -> int:
+    """`time_ms`, cut: CCXT divides KuCoin's nanoseconds as floats, which may round up."""
+    for name in _NANOSECONDS if isinstance(info, dict) else ():
+        found = whole(info, name)
+        if found is not None and abs(found // _NS_PER_MS - time_ms) == 1:
+            return int(found // _NS_PER_MS)
+    return time_ms
 
 
 def _is_number(value: Any) -> bool:

@@ -160,6 +160,14 @@ class _Exact(_CcxtClass):  # type: ignore[misc]
     def safe_timestamp_2(dictionary: Any, key1: Any, key2: Any, default_value: Any = None) -> Any:
         return _Exact.safe_integer_product_n(dictionary, (key1, key2), 1000, default_value)
 
+    @staticmethod
+    def safe_integer_n(dictionary: Any, keys: Any, default_value: Any = None) -> Any:
+        return _Exact.safe_integer_product_n(dictionary, keys, 1, default_value)
+
+    @staticmethod
+    def safe_integer_2(dictionary: Any, key1: Any, key2: Any, default_value: Any = None) -> Any:
+        return _Exact.safe_integer_product_n(dictionary, (key1, key2), 1, default_value)
+
     def parse_ohlcv(self, *args: Any, **more: Any) -> Any:
         row = super().parse_ohlcv(*args, **more)
         if type(row[0]) is not int:

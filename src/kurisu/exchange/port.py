@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
+from kurisu.domain.money import parse_decimal
 from kurisu.exchange.markets import MarketListing
 from kurisu.exchange.venues import Venue
 
@@ -24,6 +25,11 @@ class CandleRow(NamedTuple):
     low: str | None
     close: str | None
     volume: str | None
+
+    @property
+    def is_traded(self) -> bool:
+        """Some venues give candles of times without trades as well: their volume is 0."""
+        return parse_decimal(self.volume or "0") != 0
 
 
 class TradeRow(NamedTuple):

@@ -17,6 +17,7 @@ from typing import Final
 import pyarrow as pa
 
 from kurisu.domain.money import parse_decimal
+from kurisu.domain.timeframe import TIMEFRAMES
 from kurisu.domain.trade import IdSpace, cost_of, derived_ids
 from kurisu.errors import BadAnswer, IdSpaceConflict, IndistinctTrades, InvalidArgument
 from kurisu.exchange.candles import PageStatus, exact_column
@@ -26,6 +27,11 @@ from kurisu.exchange.venues import HOUR_MS, TradePaging
 
 _MS: Final = pa.timestamp("us", tz="UTC")
 _NS_PER_MS: Final = 1_000_000
+#: A window of time that is asked for at once, at most.
+LONGEST_WINDOW_MS: Final = 7 * 24 * HOUR_MS
+#: No venue gives fewer trades than this in an answer that is full.
+FEWEST_ROWS: Final = 20
+SECOND_MS: Final = 1_000
 #: How often an answer with rows that are alike and have no ids is asked for again.
 DOUBTS: Final = 2
 
@@ -72,6 +78,7 @@ async def trade_pages(
         TradePaging.ID: walk.by_id,
         TradePaging.CURSOR: walk.by_cursor,
         TradePaging.TIME: walk.by_time,
+        TradePaging.WINDOW: walk.by_window,
         TradePaging.NONE: walk.newest,
     }
     async for page in ways[exchange.venue.trade_paging]():
@@ -163,20 +170,26 @@ class _Walk:
             held = [] if is_ahead else held
 
     async def by_time(self) -> AsyncIterator[TradePage]:
-        """From the last time on, inclusive. Venue: bitfinex, and those that are not known."""
-        at = self._since
+        """From the last time on, inclusive. Venue: bitfinex."""
+        at, before = self._since, set[TradeRow]()
         while True:
             end = await self._end()
             query = TradeQuery(since_ms=at, limit=self._limit)
             rows = self._from(at, await self._ask(query))
             last = rows[-1].time_ms if rows else at
+            if rows and not before.intersection(rows) and before:
+                raise BadAnswer(
+                    self._exchange.name,
+                    f"it gives no trades of {self._symbol} from {from_ms(at).isoformat()} on, "
+                    "where it had some before",
+                )
             if rows and last >= end:
                 yield self._page(at, end, (r for r in rows if r.time_ms < end))
                 return
             if last > at:
                 # The last millisecond may be cut: it comes again, whole.
                 yield self._page(at, last, (r for r in rows if r.time_ms < last))
-                at = last
+                at, before = last, {row for row in rows if row.time_ms == last}
                 continue
             if len(rows) >= self._limit:
                 raise IndistinctTrades(
@@ -190,7 +203,88 @@ class _Walk:
                 yield self._page(at, max(at, end), rows)
                 return
             yield self._page(at, later, rows)
-            at = later
+            at, before = later, set()
+
+    async def by_window(self) -> AsyncIterator[TradePage]:
+        """Window by window. Venues: those that are not known.
+
+        Whether a venue answers with the oldest or the newest rows of a window, one whose rows fit
+        is whole. One that gives rows from outside was not asked for a window.
+        """
+        at, width = self._since, self._exchange.venue.trade_window_ms or HOUR_MS
+        newest = self._from(0, await self._ask(TradeQuery(limit=self._limit)))
+        # A venue may give less than it is asked for: the largest answer so far is full, perhaps.
+        most = max(FEWEST_ROWS, len(newest))
+        # Old trades may be kept back: until a window has rows, and where one has none, candles are
+        # asked whether there were trades.
+        is_sure = False
+        while True:
+            end = await self._end()
+            until = max(at, min(at + width, end))
+            # Some venues cut times to seconds.
+            slack = SECOND_MS if until - at > SECOND_MS else 0
+            query = TradeQuery(since_ms=at, until_ms=until - 1 + slack, limit=self._limit)
+            answer = self._from(0, await self._ask(query) if at < until else [])
+            if answer and not (
+                at - SECOND_MS < answer[0].time_ms and answer[-1].time_ms < until + SECOND_MS
+            ):
+                async for page in self._without_windows(at, answer, newest):
+                    yield page
+                return
+            most = max(most, len(answer))
+            if len(answer) >= min(most, self._limit):
+                if until - at <= 1:
+                    raise IndistinctTrades(
+                        self._exchange.name,
+                        f"{len(answer)} trades of {self._symbol} or more at "
+                        f"{from_ms(at).isoformat()}: they cannot be told apart by time",
+                        at,
+                    )
+                width = (until - at) // 2
+                continue
+            rows = [row for row in answer if at <= row.time_ms < until]
+            first = rows[0].time_ms if rows else until
+            if not (is_sure and rows) and await self._traded(at, first):
+                yield self._page(at, first, [], status=PageStatus.UNAVAILABLE)
+                at = first
+            yield self._page(at, until, rows)
+            if until >= end:
+                return
+            is_sure = bool(rows)
+            at = until
+            if len(answer) < most // 4:
+                width = min(2 * width, LONGEST_WINDOW_MS)
+
+    async def _without_windows(
+        self, at: int, rows: Sequence[TradeRow], newest: Sequence[TradeRow]
+    ) -> AsyncIterator[TradePage]:
+        """The venue makes nothing of an end. Where it makes nothing of a beginning either, it has
+        no history."""
+        self._since = at
+        has_history = rows[0].time_ms >= at and not set(newest[-1:]).intersection(rows)
+        async for page in self.by_time() if has_history else self.newest():
+            yield page
+
+    async def _traded(
+        self, since: int, until: int, frames: Sequence[str] = ("1d", "1h", "5m", "1m")
+    ) -> bool:
+        """True if candles that lie in [since, until) say that there were trades; the longest that
+        fit are asked for, and shorter ones on either side of them."""
+        for index, name in enumerate(frames):
+            length = TIMEFRAMES[name].seconds * 1000
+            at, end = -(-since // length) * length, until // length * length
+            if name not in self._exchange.timeframes or at >= end:
+                continue
+            found = await self._exchange.fetch_candles(
+                self._symbol, name, at, (end - at) // length, end - 1
+            )
+            shorter = frames[index + 1 :]
+            return (
+                any(at <= row.time_ms < end and row.is_traded for row in found)
+                or await self._traded(since, at, shorter)
+                or await self._traded(end, until, shorter)
+            )
+        return False
 
     async def newest(self) -> AsyncIterator[TradePage]:
         """There is no history; only the newest trades can be had. Venues: bybit, okx, ..."""

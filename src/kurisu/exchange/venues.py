@@ -23,7 +23,8 @@ class TradePaging(StrEnum):
 
     ID = "id"  # from an id on
     CURSOR = "cursor"  # after a cursor that each answer gives
-    TIME = "time"  # from a time on, inclusive; repetitions are dropped by id
+    TIME = "time"  # from a time on, inclusive, oldest first; repetitions are dropped by id
+    WINDOW = "window"  # within a window, which is halved until what lies in it fits in an answer
     NONE = "none"  # there is no history, only the newest trades
 
 
@@ -55,7 +56,7 @@ class Venue:
     candles_oldest_first: bool = False
     candles_kept: int | None = None
     contract_limit_alone: bool = False
-    trade_paging: TradePaging = TradePaging.TIME
+    trade_paging: TradePaging = TradePaging.WINDOW
     trade_limit: int = CAUTIOUS_LIMIT
     trade_window_ms: int | None = None
     trades_open_ended: bool = False
@@ -88,6 +89,7 @@ VENUES: Final[dict[str, Venue]] = {
     "bitfinex": Venue(
         candle_limit=10_000,
         candles_oldest_first=True,
+        trade_paging=TradePaging.TIME,
         trade_limit=10_000,
         trades_open_ended=True,
         # "25 channels at the same time on the same connection"
@@ -125,11 +127,13 @@ VENUES: Final[dict[str, Venue]] = {
         trade_paging=TradePaging.NONE,
     ),
     "bingx": Venue(trade_paging=TradePaging.NONE),
-    "coinbase": Venue(candle_limit=300),
-    "kucoin": Venue(candle_limit=1_500),
-    "bitget": Venue(candle_limit=200),
+    "coinbase": Venue(candle_limit=300, trade_limit=1_000),
+    # fetch_trades of CCXT gives the newest hundred, whatever it is asked for.
+    "kucoin": Venue(candle_limit=1_500, trade_paging=TradePaging.NONE),
+    "bitget": Venue(candle_limit=200, trade_limit=1_000),
+    "deribit": Venue(trade_limit=1_000),
     # CCXT's features say 1000; the venue gives 500.
-    "mexc": Venue(candle_limit=500, stream_markets=30),
+    "mexc": Venue(candle_limit=500, trade_limit=1_000, stream_markets=30),
 }
 
 
