@@ -91,6 +91,7 @@ def test_fees(changes: dict[str, object], fees: tuple[Fee, ...] | None) -> None:
         ("order", None, "execution_names_its_order"),
         ("id", "", "execution_has_trade_id"),
         ("fees", ["0.1"], "fee_is_readable"),
+        ("fees", [{"cost": "1", "currency": "A" * 21}], "asset_fits"),
     ],
 )
 def test_trades_that_are_refused_name_the_rule(field: str, value: object, rule: str) -> None:

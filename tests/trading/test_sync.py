@@ -173,9 +173,11 @@ async def test_markets_that_are_named_are_remembered(world: World) -> None:
     world.venue.place("SHIBUSDT", "buy", "1500000")
     world.venue.balances = {"USDT": Decimal(10)}
     assert (await sync(world)).markets == []
-    # What is gone is not reported for ever.
-    world.venue.balances = {}
-    await sync(world)
+    # What is gone is not reported for ever, and what somebody sent stops nothing.
+    world.venue.balances = {"VISITTHISPAGEANDWINATONCE": Decimal(7)}
+    assert (await sync(world)).notes == [
+        "not taken: 7 of VISITTHISPAGEANDWINATONCE: its name is too long"
+    ]
     (gone,) = await world.store.ledger.reported_balances(world.account)
     assert (gone.balance.asset, gone.balance.total) == ("USDT", Decimal(0))
     world.venue.balances = {"USDT": Decimal(10)}

@@ -7,7 +7,7 @@ from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
 
-from kurisu.domain.execution import check_aware, check_number
+from kurisu.domain.execution import check_asset, check_aware, check_number
 from kurisu.domain.money import EXACT
 from kurisu.errors import LedgerRuleBroken
 
@@ -77,6 +77,7 @@ class Entry:
     note: str | None = None
 
     def __post_init__(self) -> None:
+        check_asset(self.asset)
         check_number("amount", self.amount)
         check_aware("time", self.time)
         if not self.amount:

@@ -12,6 +12,8 @@ from typing import Final, NamedTuple, Self
 from kurisu.domain.money import EXACT, SCALE, number_fault, parse_decimal
 from kurisu.errors import LedgerRuleBroken
 
+#: Columns of assets are VARCHAR(20).
+ASSET_LENGTH: Final = 20
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _ZERO: Final = Decimal(0)
 _ROUNDING: Final = Context(prec=EXACT.prec, rounding=ROUND_HALF_EVEN)
@@ -154,6 +156,13 @@ def check_aware(field: str, time: datetime | None) -> None:
         raise LedgerRuleBroken("time_is_aware", f"{field} is {time}")
 
 
+def check_asset(asset: str) -> str:
+    """`asset`. Raises LedgerRuleBroken if its name is longer than what can be stored."""
+    if len(asset) > ASSET_LENGTH:
+        raise LedgerRuleBroken("asset_fits", f"{asset!r} is longer than {ASSET_LENGTH} characters")
+    return asset
+
+
 def read_number(source: Mapping[str, object], field: str, where: str) -> Decimal | None:
     """An exact number of a unified dict; None if it is missing. Raises LedgerRuleBroken."""
     value = source.get(field)
@@ -234,5 +243,5 @@ def _read_fees(trade: Mapping[str, object], where: str) -> tuple[Fee, ...] | Non
         currency = read_text(entry, "currency", where)
         if amount is None or (currency is None and amount):
             continue
-        fees.append(Fee(currency or "", amount))
+        fees.append(Fee(check_asset(currency or ""), amount))
     return combine_fees(fees) if fees else None

@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from kurisu.domain.balance import Balance, Entry
+from kurisu.domain.execution import ASSET_LENGTH
 from kurisu.domain.listing import MarketListing
 from kurisu.domain.money import EXACT
 from kurisu.errors import BadSymbol, ExchangeError, LedgerRuleBroken
@@ -146,9 +147,9 @@ async def read_wallets(
     """The wallets that the account names; else the first one and those of the contracts that were
     ever looked at. Markets: see `_symbols_of`. Raises ExchangeError, BadSymbol."""
     named = wallets_of(account)
-    balances = await exchange.fetch_balances(named)
+    notes: list[str] = []
+    balances = _fitting(await exchange.fetch_balances(named), notes)
     held: list[str] = []
-    notes = []
     if named:
         try:
             held = await exchange.fetch_held_symbols(named)
@@ -157,8 +158,20 @@ async def read_wallets(
     symbols, known = await _symbols_of(store, account, listings, balances, held, wanted, now)
     wallets = dict.fromkeys(("", *(exchange.private.wallet_of(symbol) for symbol in known)))
     if not named and len(wallets) > 1:
-        balances = await exchange.fetch_balances(tuple(wallets))
+        notes.clear()
+        balances = _fitting(await exchange.fetch_balances(tuple(wallets)), notes)
     return Asked(symbols, balances, notes)
+
+
+def _fitting(reported: Iterable[ReportedBalance], notes: list[str]) -> list[ReportedBalance]:
+    """Without assets whose names cannot be stored: anybody can send an account a token."""
+    found = []
+    for balance in reported:
+        if len(balance.asset) > ASSET_LENGTH:
+            notes.append(f"not taken: {balance.total:f} of {balance.asset}: its name is too long")
+        else:
+            found.append(balance)
+    return found
 
 
 async def _symbols_of(
