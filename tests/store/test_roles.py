@@ -14,11 +14,14 @@ from engines import EDITIONS, NATIVE_TIMESCALEDB, Servers, edition, execute
 from rows import fetch
 from sqlalchemy import make_url, text
 
+from kurisu.errors import WriteRefused
 from kurisu.store import rollups
 from kurisu.store.connect import autocommit
 from kurisu.store.store import open_store, upgrade
 
 ROLE: Final = f"kurisu_test_{os.getpid()}"
+#: A role that owns nothing.
+WRITER: Final = f"{ROLE}_writer"
 PASSWORD: Final = "of:a@test"
 
 
@@ -37,11 +40,12 @@ async def role_url(servers: Servers, tier: str) -> AsyncIterator[str]:
     await execute(
         owner,
         f"CREATE ROLE {ROLE} LOGIN PASSWORD '{PASSWORD}'",
+        f"CREATE ROLE {WRITER} LOGIN PASSWORD '{PASSWORD}'",
         f"GRANT CREATE ON DATABASE {url.database} TO {ROLE}",
         f"GRANT CREATE ON SCHEMA public TO {ROLE}",
     )
     yield url.set(username=ROLE, password=PASSWORD).render_as_string(hide_password=False)
-    await execute(servers.empty(tier), f"DROP ROLE IF EXISTS {ROLE}")
+    await execute(servers.empty(tier), f"DROP ROLE IF EXISTS {ROLE}, {WRITER}")
 
 
 async def test_a_role_that_may_create_nothing_in_timescaledbs_schemas(
@@ -65,3 +69,19 @@ async def test_a_role_that_may_create_nothing_in_timescaledbs_schemas(
                     await connection.execute(text(f"CALL run_job({job})"))
             assert (await rollups.refresh_all(store.database)) != []
     assert await upgrade(role_url) == []
+
+    # Another role may write, and is told who has to refresh what it cannot.
+    more = as_table(minutes(START, 310))
+    await execute(
+        role_url,
+        f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {WRITER}",
+    )
+    async with open_store(role_url.replace(ROLE, WRITER, 1)) as store:
+        if tier == "community":
+            with pytest.raises(WriteRefused, match="Let the owner run `kurisu db maintain`"):
+                await store.candles.write(market, "1m", more)
+        else:
+            assert (await store.candles.write(market, "1m", more)).inserted == 10
+    async with open_store(role_url) as store:
+        await store.db.maintain()
+        assert sum(bar.bars or 0 for bar in await store.candles.read(market, "4h")) == 310

@@ -108,8 +108,9 @@ def _seconds(given: object) -> int:
         raise ConfigError(f"connect_timeout is {given!r}; it has to be whole seconds") from None
 
 
-#: SQLSTATE of a relation that is not there.
+#: SQLSTATE of a relation that is not there, and of one that a role may not use so.
 UNDEFINED_TABLE: Final = "42P01"
+INSUFFICIENT_PRIVILEGE: Final = "42501"
 
 
 def sqlstate(error: DBAPIError) -> str | None:

@@ -21,8 +21,8 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from kurisu.domain.timeframe import BASE, ROLLUPS, Timeframe
-from kurisu.errors import DatabaseError
-from kurisu.store.connect import autocommit, driver, sqlstate, transaction
+from kurisu.errors import DatabaseError, WriteRefused
+from kurisu.store.connect import INSUFFICIENT_PRIVILEGE, autocommit, driver, sqlstate, transaction
 
 #: One refresh at a time per database; overlapping ones leave duplicate or missing bars in some
 #: versions and fail in others.
@@ -356,7 +356,7 @@ async def refresh(
     """CALL refresh_continuous_aggregate, again while a background refresh is in the way.
 
     force: also where TimescaleDB knows of no change. False if the other one has not ended after
-    some time.
+    some time. Raises WriteRefused to a role that does not own the aggregate.
     """
     view = f"ohlcv_{frame.name}"
     bounds = {"since": part.since, "until": part.until}
@@ -373,6 +373,12 @@ async def refresh(
             if not await _in_flight(connection, {"view": view, **bounds}):
                 return True
         except DBAPIError as error:
+            if sqlstate(error) == INSUFFICIENT_PRIVILEGE:
+                raise WriteRefused(
+                    "the candles are stored, but their bars are not up to date: only the owner of "
+                    f"{view} may refresh it. Let the owner run `kurisu db maintain`, or GRANT the "
+                    "owner's role to this one."
+                ) from error
             if sqlstate(error) not in _IN_THE_WAY:
                 raise
         await asyncio.sleep(FIRST_PAUSE_S * 2**attempt)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -14,16 +13,13 @@ from kurisu.errors import ConfigError, DatabaseError, InvalidArgument
 from kurisu.store import layout, migrate, policies, queue
 from kurisu.store.accounts import Accounts
 from kurisu.store.candles import Candles
-from kurisu.store.connect import make_engine, transaction
+from kurisu.store.connect import INSUFFICIENT_PRIVILEGE, make_engine, transaction
 from kurisu.store.database import Database
 from kurisu.store.engine import Engine, detect
 from kurisu.store.ledger import Ledger
 from kurisu.store.markets import Markets
 from kurisu.store.queue import Queue
 from kurisu.store.trades import Trades
-
-#: SQLSTATE.
-INSUFFICIENT_PRIVILEGE: Final = "42501"
 
 
 @dataclass(slots=True)
