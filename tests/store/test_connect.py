@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import struct
 from collections.abc import AsyncGenerator, AsyncIterator
 
@@ -124,6 +125,18 @@ class TestSessions:
         pooled = make_engine(str(make_url(url).update_query_dict({"pgbouncer": "true"})))
         async with transaction(pooled) as connection:
             assert await connection.scalar(text("SHOW transaction_isolation")) == "read committed"
+
+    @pytest.mark.parametrize("tier", ["community"], indirect=True)
+    async def test_a_server_that_says_nothing_is_asked_whether_it_is_there(self, url: str) -> None:
+        """Over TCP; the embedded server's socket is on this machine."""
+        database = make_engine(url)
+        async with transaction(database) as connection:
+            used = (await driver(connection))._transport.get_extra_info("socket")
+            assert used.family == socket.AF_INET
+            assert used.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            idle = getattr(socket, "TCP_KEEPIDLE", None)
+            assert idle is None or used.getsockopt(socket.IPPROTO_TCP, idle) == 60
+        await database.dispose()
 
     @pytest.mark.parametrize("tier", ["plain"], indirect=True)
     async def test_the_name_may_be_another(self, url: str) -> None:

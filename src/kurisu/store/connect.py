@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from typing import Any, Final
 from uuid import uuid4
 
 import asyncpg
-from sqlalchemy import URL, make_url
+from sqlalchemy import URL, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
@@ -31,6 +32,13 @@ SESSION: Final = {
     "standard_conforming_strings": "on",
     "default_transaction_isolation": ISOLATION.lower(),
 }
+
+#: TCP's questions to a silent server, where the system can be told: after how many seconds the
+#: first, how many between two, how many without an answer are enough; and after how many
+#: milliseconds what was sent and not received is enough.
+KEEP_ALIVE: Final = {
+    "TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6, "TCP_USER_TIMEOUT": 120_000,
+}  # fmt: skip
 
 #: What may stand behind the ? of a database URL, beside libpq's sslmode.
 _OPTIONS: Final = (
@@ -96,9 +104,24 @@ def make_engine(url: str) -> AsyncEngine:
         arguments["prepared_statement_name_func"] = lambda: f"kurisu_{uuid4().hex}"
         arguments["server_settings"] = {}
         query["prepared_statement_cache_size"] = "0"
-    return create_async_engine(
+    engine = create_async_engine(
         parsed.set(query=query), connect_args=arguments, isolation_level=ISOLATION, **options
     )
+    event.listen(engine.sync_engine, "connect", _keep_alive)
+    return engine
+
+
+def _keep_alive(connection: Any, _: object) -> None:
+    """Have the system ask an idle server whether it is still there, as libpq does and asyncpg does
+    not: else whoever waits for a host that is gone, and said nothing, waits for ever."""
+    transport = connection.driver_connection._transport  # noqa: SLF001 - asyncpg shows no socket
+    found = transport.get_extra_info("socket")
+    if found is None or found.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in KEEP_ALIVE.items():
+        if (option := getattr(socket, name, None)) is not None:
+            found.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def _seconds(given: object) -> int:
