@@ -6,6 +6,7 @@ Vectorised: a year of 1m candles takes about a second in any format.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from enum import StrEnum
 from typing import BinaryIO, Final
 
@@ -54,8 +55,13 @@ def write(candles: CandleTable, format: Format, sink: BinaryIO, *, float64: bool
 def write_csv(table: pa.Table, sink: BinaryIO) -> None:
     """`time,open,high,low,close,volume` and `bars` where there are any, one candle a line."""
     sink.write(",".join(table.column_names).encode() + b"\n")
+    write_lines(table, sink, _text)
+
+
+def write_lines(table: pa.Table, sink: BinaryIO, text: Callable[[pa.Array], pa.Array]) -> None:
+    """A line of CSV for each row. text: spells a column."""
     for batch in table.to_batches(max_chunksize=TEXT_ROWS):
-        columns = [_text(column) for column in batch.columns]
+        columns = [text(column) for column in batch.columns]
         columns[-1] = pc.binary_join_element_wise(columns[-1], "\n", "")
         sink.write(content(pc.binary_join_element_wise(*columns, ",")))
 

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet
 
 from kurisu.errors import InvalidArgument
-from kurisu.report.candle_export import TEXT_ROWS, Format, content, plain_text
+from kurisu.report.candle_export import Format, plain_text, write_lines
 from kurisu.store.exact_table import with_floats
 from kurisu.store.trade_table import SCHEMA, TradeTable
 
@@ -37,7 +37,7 @@ def writer(
         if float64:
             raise InvalidArgument("CSV is text and always exact; --float64 is for the others")
         sink.write(",".join(SCHEMA.names).encode() + b"\n")
-        yield lambda trades: _write_csv(trades.table, sink)
+        yield lambda trades: write_lines(trades.table, sink, _text)
         return
     schema = with_floats(SCHEMA.empty_table()).schema if float64 else SCHEMA
     with ExitStack() as stack:
@@ -49,13 +49,6 @@ def writer(
             feather = pa.ipc.new_file(sink, schema, options=options)
             write = stack.enter_context(feather).write_table
         yield lambda trades: write(trades.to_arrow(float64=float64))
-
-
-def _write_csv(table: pa.Table, sink: BinaryIO) -> None:
-    for batch in table.to_batches(max_chunksize=TEXT_ROWS):
-        columns = [_text(column) for column in batch.columns]
-        columns[-1] = pc.binary_join_element_wise(columns[-1], "\n", "")
-        sink.write(content(pc.binary_join_element_wise(*columns, ",")))
 
 
 def _text(column: pa.Array) -> pa.Array:

@@ -359,12 +359,7 @@ class Candles:
         """Raises RetentionConflict if a policy that the user has set would drop candles from
         `oldest` on; changes nothing. rows: about how many there are, for the message."""
         async with transaction(self._store.database) as connection:
-            policy = (await policies.read(connection))["ohlcv"]
-            if policy.cutoff is None or oldest >= policy.cutoff or policy.origin == "default":
-                return
-            await policies.make_room(
-                connection, self._store.engine, "ohlcv", oldest, rows, allow_expiring=False
-            )
+            await policies.check_room(connection, "ohlcv", oldest, rows)
 
     async def forget_dropped(self) -> int:
         """Take back that candles are stored where somebody dropped their chunks; how many

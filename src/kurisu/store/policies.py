@@ -243,6 +243,20 @@ def _is_too_short(policy: Policy, oldest: datetime) -> bool:
     return policy.cutoff is not None and oldest < policy.cutoff
 
 
+def _counted(rows: int | None) -> str:
+    return "rows" if rows is None else f"{rows:,} rows"
+
+
+async def check_room(
+    connection: AsyncConnection, relation: str, oldest: datetime, expiring_rows: int | None
+) -> None:
+    """Raises RetentionConflict if a policy that the user has set would drop rows from `oldest` on;
+    changes nothing. expiring_rows: see `make_room`."""
+    policy = (await read(connection))[relation]
+    if policy.origin != "default" and _is_too_short(policy, oldest):
+        raise await _conflict(connection, policy, relation, oldest, _counted(expiring_rows))
+
+
 async def make_room(
     connection: AsyncConnection,
     engine: Engine,
@@ -258,7 +272,7 @@ async def make_room(
     set stays: raises RetentionConflict, unless `allow_expiring`. expiring_rows: how many rows are
     older than the policy, for the message; None if that is not known.
     """
-    rows = "rows" if expiring_rows is None else f"{expiring_rows:,} rows"
+    rows = _counted(expiring_rows)
     if not _is_too_short((await read(connection))[relation], oldest):
         return None
     # Two that make room at a time: the later one must not undo what the earlier one made.
@@ -278,13 +292,19 @@ async def make_room(
             f"{rows} from {oldest:%Y-%m-%d} on are older than the retention of "
             f"{relation} ({policy.drop_after}) and will be dropped again"
         )
+    raise await _conflict(connection, policy, relation, oldest, rows)
+
+
+async def _conflict(
+    connection: AsyncConnection, policy: Policy, relation: str, oldest: datetime, rows: str
+) -> RetentionConflict:
     where = "kurisu.toml" if policy.origin == "config" else "`kurisu db retention`"
     change = (
         f"change [retention] {relation} in kurisu.toml"
         if policy.origin == "config"
         else f"run `kurisu db retention {relation} '{await _years(connection, oldest)}'` (or 'off')"
     )
-    raise RetentionConflict(
+    return RetentionConflict(
         f"{rows} from {oldest:%Y-%m-%d} on are older than the retention of "
         f"{relation}, {policy.drop_after}, that {where} set; they would be dropped again. Nothing "
         f"was stored. Either {change}, or store them all the same with --allow-expiring."

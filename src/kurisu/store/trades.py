@@ -274,12 +274,7 @@ class Trades:
         """Raises RetentionConflict if a policy that the user has set would drop trades from
         `oldest` on; changes nothing."""
         async with transaction(self._store.database) as connection:
-            policy = (await policies.read(connection))["trades"]
-            if policy.cutoff is None or oldest >= policy.cutoff or policy.origin == "default":
-                return
-            await policies.make_room(
-                connection, self._store.engine, "trades", oldest, None, allow_expiring=False
-            )
+            await policies.check_room(connection, "trades", oldest, None)
 
     async def forget_dropped(self) -> int:
         """Take back that trades are stored where somebody dropped their chunks; how many

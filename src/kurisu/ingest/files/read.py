@@ -19,6 +19,7 @@ from kurisu.ingest.files.detect import CannotRead, Kind, Source, is_checksum, ki
 from kurisu.ingest.files.json_rows import read_json
 from kurisu.ingest.files.order import check_order
 from kurisu.ingest.files.rows import Collector
+from kurisu.ingest.files.shape import RowTaker, Shape
 from kurisu.ingest.files.text import read_text
 
 
@@ -117,20 +118,25 @@ def _open(path: Path) -> BinaryIO:
     return path.open("rb")
 
 
+def read_rows(
+    data: Source, kind: Kind, columns: Sequence[str] | None, collector: RowTaker, shape: Shape
+) -> tuple[Layout | None, str, str | None]:
+    """Adds all rows; their layout (None if there are no rows and no names), what the format is
+    called, and a note on the file's end. Raises CannotRead."""
+    if kind is Kind.TEXT:
+        text, note = read_text(data, columns, collector, shape)
+        return text, kind.value, note
+    if kind is Kind.JSON:
+        return *read_json(data, columns, collector, shape), None
+    return read_arrow(data, kind, columns, collector, shape), kind.value, None
+
+
 def _read_part(
     data: Source, packing: str, columns: Sequence[str] | None, collector: Collector
 ) -> Part:
     before = collector.part()
     kind = kind_of(data)
-    layout: Layout | None
-    name: str = kind.value
-    note = None
-    if kind is Kind.TEXT:
-        layout, note = read_text(data, columns, collector, CANDLES)
-    elif kind is Kind.JSON:
-        layout, name = read_json(data, columns, collector, CANDLES)
-    else:
-        layout = read_arrow(data, kind, columns, collector, CANDLES)
+    layout, name, note = read_rows(data, kind, columns, collector, CANDLES)
     label = ""
     if layout is not None:
         check_order(collector.table(since=before), layout)

@@ -31,6 +31,27 @@ def shorten(value: str) -> str:
     return value if len(value) <= MAX_VALUE_CHARS else value[:MAX_VALUE_CHARS] + "..."
 
 
+class Same:
+    """Columns whose value is one in a whole file, e.g. its symbol. parts: what each part of a file
+    with several would be."""
+
+    def __init__(self, parts: str) -> None:
+        self._parts = parts
+        self._known: dict[str, str] = {}
+
+    def check(self, what: str, column: pa.Array) -> None:
+        """Raises CannotRead at a second value of `what`."""
+        for value in pc.unique(column.cast(pa.string())).to_pylist():
+            if not value:
+                continue
+            known = self._known.setdefault(what, value)
+            if value != known:
+                raise CannotRead(
+                    f"it holds more than one {what}, {known[:40]!r} and {value[:40]!r}: "
+                    f"split it and import each part as its own {self._parts}"
+                )
+
+
 class Collector:
     """Takes the rows of one file in their order, some at a time."""
 
@@ -38,7 +59,7 @@ class Collector:
         self.rows_read = 0
         self._batches: list[pa.RecordBatch] = []
         self._rejects: list[Reject] = []
-        self._same: dict[str, str] = {}
+        self._same = Same("market and timeframe")
 
     def claim(self, count: int) -> int:
         """Counts `count` more rows as read and returns the number of the first."""
@@ -60,7 +81,7 @@ class Collector:
         cells: an Arrow array of any type for each of FIELDS and each of `layout.same`.
         """
         for what in layout.same:
-            self._check_same(what, cells[what])
+            self._same.check(what, cells[what])
         columns: list[pa.Array] = [pa.array(rows, pa.int64())]
         first_fault: dict[int, tuple[Rule, str]] = {}
         for name in FIELDS:
@@ -100,14 +121,3 @@ class Collector:
             for i, text in zip(at, texts, strict=True):
                 value = shorten(text or "")
                 self._rejects.append(Reject(int(rows[i]), faults[i][0], value, name))
-
-    def _check_same(self, what: str, column: pa.Array) -> None:
-        for value in pc.unique(column.cast(pa.string())).to_pylist():
-            if not value:
-                continue
-            known = self._same.setdefault(what, value)
-            if value != known:
-                raise CannotRead(
-                    f"it holds more than one {what}, {known[:40]!r} and {value[:40]!r}: "
-                    "split it and import each part as its own market and timeframe"
-                )

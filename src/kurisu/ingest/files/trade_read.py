@@ -12,12 +12,8 @@ from typing import Final
 import pyarrow as pa
 
 from kurisu.domain.faults import Reject
-from kurisu.ingest.files.arrow_rows import read_arrow
-from kurisu.ingest.files.columns import Layout
-from kurisu.ingest.files.detect import Kind, Source, kind_of
-from kurisu.ingest.files.json_rows import read_json
-from kurisu.ingest.files.read import Part, read_members
-from kurisu.ingest.files.text import read_text
+from kurisu.ingest.files.detect import Source, kind_of
+from kurisu.ingest.files.read import Part, read_members, read_rows
 from kurisu.ingest.files.trade_rows import TradeCollector
 from kurisu.ingest.files.trade_shape import AGG_TRADES, BINANCE_TRADES, TRADES
 
@@ -81,16 +77,7 @@ def read_trades(
     periods: list[Period | None] = []
 
     def read_part(data: Source, packing: str, member: str) -> None:
-        kind = kind_of(data)
-        layout: Layout | None
-        name: str = kind.value
-        note = None
-        if kind is Kind.TEXT:
-            layout, note = read_text(data, columns, collector, TRADES)
-        elif kind is Kind.JSON:
-            layout, name = read_json(data, columns, collector, TRADES)
-        else:
-            layout = read_arrow(data, kind, columns, collector, TRADES)
+        layout, name, note = read_rows(data, kind_of(data), columns, collector, TRADES)
         label = "" if layout is None else layout.label
         if label in BINANCE and packing == " zip":
             # Binance's own name for it; that a CSV is inside goes without saying.

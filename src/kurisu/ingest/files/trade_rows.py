@@ -14,7 +14,7 @@ from kurisu.domain.faults import Reject, Rule
 from kurisu.ingest.files.columns import Layout
 from kurisu.ingest.files.detect import CannotRead
 from kurisu.ingest.files.numbers import DECIMAL, Faults, is_missing, to_decimals
-from kurisu.ingest.files.rows import shorten
+from kurisu.ingest.files.rows import Same, shorten
 from kurisu.ingest.files.times import TIME
 from kurisu.ingest.files.trade_times import to_trade_times
 
@@ -47,7 +47,7 @@ class TradeCollector:
         self.layout: Layout | None = None
         self._sink = sink
         self._rejects: list[Reject] = []
-        self._same: dict[str, str] = {}
+        self._same = Same("market")
 
     def claim(self, count: int) -> int:
         """Counts `count` more rows as read and returns the number of the first."""
@@ -65,7 +65,7 @@ class TradeCollector:
         """Converts rows that have all their columns."""
         self.layout = self.layout or layout
         for what in layout.same:
-            self._check_same(what, cells[what])
+            self._same.check(what, cells[what])
         faults: dict[str, Faults] = {}
         columns: dict[str, pa.Array] = {"row": pa.array(rows, pa.int64())}
         columns["time"], faults["time"] = to_trade_times(cells["time"])
@@ -118,17 +118,6 @@ class TradeCollector:
                 f"row {reject.row:,} ({reject.rule.value}): say with --columns which column is "
                 "which, or it is no file of trades"
             )
-
-    def _check_same(self, what: str, column: pa.Array) -> None:
-        for value in pc.unique(column.cast(pa.string())).to_pylist():
-            if not value:
-                continue
-            known = self._same.setdefault(what, value)
-            if value != known:
-                raise CannotRead(
-                    f"it holds more than one {what}, {known[:40]!r} and {value[:40]!r}: split it "
-                    "and import each part as its own market"
-                )
 
 
 def _ids(column: pa.Array) -> tuple[pa.Array, Faults]:
