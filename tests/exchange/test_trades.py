@@ -273,6 +273,17 @@ async def test_a_venue_without_history(first_id: int | None) -> None:
     assert values(rows_of(pages)) == trade_rows(wanted)
 
 
+@pytest.mark.parametrize("after", [1, 5, 40])
+async def test_a_venue_without_history_tells_all_since_a_moment_ago(after: int) -> None:
+    """As a stream asks that was cut: its newest trades reach back beyond the cut."""
+    ticks = data.generated_ticks(5, START_MS, 300, busy=0.0)
+    venue = Venue(trade_limit=50, trade_paging=TradePaging.NONE)
+    exchange = FakeExchange(venue, ticks[-1].time_ms + 1, tape=Tape(ticks))
+    (page,) = await walk(exchange, ticks[-after].time_ms)
+    assert page.status is PageStatus.ANSWERED
+    assert values(rows_of([page])) == trade_rows(ticks[-after:])
+
+
 async def test_young_trades_wait() -> None:
     ticks = data.generated_ticks(5, START_MS, 100)
     exchange = FakeExchange(Venue(trade_limit=50, **GAPLESS), ticks[-1].time_ms, tape=Tape(ticks))

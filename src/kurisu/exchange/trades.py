@@ -289,8 +289,8 @@ class _Walk:
     async def newest(self) -> AsyncIterator[TradePage]:
         """There is no history; only the newest trades can be had. Venues: bybit, okx, ..."""
         end = await self._end()
-        rows = self._from(self._since, await self._ask(TradeQuery(limit=self._limit)))
-        # The oldest millisecond of the answer may be cut.
+        rows = self._from(0, await self._ask(TradeQuery(limit=self._limit)))
+        # The oldest millisecond of the answer may be cut; if it lies before, nothing is.
         first = rows[0].time_ms + 1 if rows else end
         first = min(max(first, self._since), end)
         if first > self._since:
