@@ -28,9 +28,10 @@ from kurisu.errors import (
     OrderRejected,
 )
 from kurisu.exchange.clock import from_ms
-from kurisu.exchange.private import CcxtAccount
+from kurisu.exchange.private import CcxtAccount, open_account
 from kurisu.exchange.private_pages import execution_windows, order_windows
 from kurisu.exchange.private_port import NewOrder
+from kurisu.exchange.settings import ExchangeSettings
 
 SHIB = "SHIB/USDT"
 ORDER = {"method": "POST"}
@@ -302,6 +303,19 @@ async def test_deposits_of_a_short_page_are_all_there(
         )
     assert unreadable == []
     assert sorted(entry.amount for entry in entries) == [Decimal(n + 1) for n in range(70)]
+
+
+@pytest.mark.parametrize("name", ["coinbase", "cryptocom", "bitstamp"])
+async def test_what_nobody_looked_up_is_asked_for_cautiously(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a page that a venue cuts shorter than it was asked for, the rest would be missed."""
+    monkeypatch.setenv("A_KEY", "a")
+    settings = ExchangeSettings(name, env={"apiKey": "A_KEY", "secret": "A_KEY"})
+    async with open_account(settings) as account:
+        assert 0 < (account.private.trade_limit or 0) <= 100
+        assert 0 < (account.private.order_limit or 0) <= 100
+        assert account.private.time_margin_ms >= 1_000
 
 
 async def test_no_secret_leaves_the_adapter(

@@ -56,6 +56,7 @@ from kurisu.exchange.private_sending import (
 )
 from kurisu.exchange.private_venues import (
     CAUTIOUS_LIMIT,
+    FEATURES_LIMIT,
     Cursor,
     OrderLookup,
     PrivateVenue,
@@ -575,9 +576,9 @@ class CcxtAccount:
             venue,
             absent_after=max(venue.absent_after, timedelta(seconds=slowest_s)),
             trade_window_ms=venue.trade_window_ms or _days_ms(trades.get("untilDays")),
-            trade_limit=venue.trade_limit or trades.get("limit") or CAUTIOUS_LIMIT,
+            trade_limit=venue.trade_limit or _page_of(trades),
             order_window_ms=venue.order_window_ms or _days_ms(orders.get("untilDays")),
-            order_limit=venue.order_limit or orders.get("limit") or CAUTIOUS_LIMIT,
+            order_limit=venue.order_limit or _page_of(orders),
         )
 
 
@@ -607,6 +608,11 @@ def _all_rows(array: Any, *_: Any, **__: Any) -> list[Any]:
 
 def _plain_id(market_id: str) -> str:
     return "".join(letter for letter in market_id.casefold() if letter.isalnum())
+
+
+def _page_of(feature: Mapping[str, Any]) -> int:
+    """Rows a page, by CCXT's features of a list."""
+    return min(feature.get("limit") or CAUTIOUS_LIMIT, FEATURES_LIMIT)
 
 
 def _days_ms(days: object) -> int | None:

@@ -20,6 +20,9 @@ from kurisu.errors import InvalidArgument
 
 #: Rows a page where neither this table nor CCXT's features know.
 CAUTIOUS_LIMIT: Final = 50
+#: Rows a page, at most, where only CCXT's features know: a venue that shows fewer than it is asked
+#: for would look as if that were all.
+FEATURES_LIMIT: Final = 100
 DAY_MS: Final = 86_400_000
 
 # Crockford's base 32, small: sorts like the number, and has no letter that reads like a digit.
@@ -158,6 +161,8 @@ class PrivateVenue:
             )
 
 
+#: Where it is not known whether bounds are exclusive, or cut to seconds.
+_UNKNOWN_MARGIN_MS: Final = 2_000
 #: The longest window of contracts' orders and fills: Binance's, Bybit's and KuCoin's is 7 days.
 _CONTRACTS_MS: Final = 7 * DAY_MS - 10
 
@@ -328,11 +333,22 @@ PRIVATE_VENUES: Final[Mapping[str, PrivateVenue]] = {
     ),
     # cid is a number, unique for a day only, and CCXT does not look for it.
     "bitfinex": PrivateVenue(trade_limit=1_000, order_limit=1_000),
-    "deribit": PrivateVenue(settled=("currency", "balance", "")),  # CCXT's total is equity
-    "hyperliquid": PrivateVenue(funding_sign=1),  # parse_income(): usdc
+    "coinbase": PrivateVenue(
+        time_margin_ms=_UNKNOWN_MARGIN_MS,
+        trade_limit=100,  # CCXT's features say 3,000, which nobody saw
+        order_limit=100,
+    ),
+    "deribit": PrivateVenue(
+        time_margin_ms=_UNKNOWN_MARGIN_MS,
+        settled=("currency", "balance", ""),  # CCXT's total is equity
+    ),
+    "hyperliquid": PrivateVenue(
+        time_margin_ms=_UNKNOWN_MARGIN_MS,
+        funding_sign=1,  # parse_income(): usdc
+    ),
 }
 
 
 def private_venue_of(exchange_id: str) -> PrivateVenue:
     """What is known about the CCXT exchange of that id."""
-    return PRIVATE_VENUES.get(exchange_id, PrivateVenue())
+    return PRIVATE_VENUES.get(exchange_id, PrivateVenue(time_margin_ms=_UNKNOWN_MARGIN_MS))
