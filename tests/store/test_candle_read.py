@@ -35,6 +35,7 @@ from kurisu.store.markets import Market
 from kurisu.store.rollups import Range
 from kurisu.store.store import Store
 
+ROLLUP_NAMES: Final = [frame.name for frame in ROLLUPS]
 HOUR: Final = timedelta(hours=1)
 
 
@@ -76,6 +77,39 @@ async def test_every_timeframe_is_what_the_minutes_make(store: Store, market: Ma
     await write(store, market, SPARSE)
     for name in NAMES[1:]:
         assert await read(store, market, name) == aggregated(SPARSE, name), name
+
+
+async def test_bars_are_right_before_a_refresh(
+    store: Store, market: Market, other_market: Market
+) -> None:
+    """A backfill of years refreshes at its end; whoever reads before sees what it stored."""
+    late = [c for c in SPARSE if START + 3 * DAY < c.time < START + 40 * DAY][::2]
+    last = SPARSE[-1]
+    there = [c for c in SPARSE if c not in late and c != last]
+    await write(store, market, [*there, last._replace(close=last.high)])
+    await write(store, other_market, SPARSE)
+    for page in (late[:10], late[10:], [last]):
+        await store.candles.write_fetched(market, "1m", as_table(page), [], now=datetime.now(UTC))
+    for name in NAMES:
+        bars = SPARSE if name == "1m" else aggregated(SPARSE, name)
+        assert await read(store, market, name) == bars, name
+        since, until = bars[len(bars) // 3].time, bars[-1].time
+        assert await read(store, market, name, since, until) == [
+            b for b in bars if since <= b.time < until
+        ], name
+        both = await store.candles.latest([market, other_market], name, 3)
+        if name != "1m":
+            assert both.column("bars").to_pylist() == [b.bars for b in bars[-3:]] * 2, name
+        assert both.column("close").to_pylist() == [b.close for b in bars[-3:]] * 2, name
+    if store.engine.is_community:
+        # Of the other market nobody has to ask.
+        async with autocommit(store.database) as connection:
+            for one, is_stale in ((market, True), (other_market, False)):
+                stored = await rollups.stored_bars(connection, ROLLUPS[0], one.id)
+                assert (stored.stale is not None) is is_stale
+    await store.candles.settle()
+    for name in ROLLUP_NAMES:
+        assert await rollup(store, market, name) == aggregated(SPARSE, name), name
 
 
 async def test_minutes_are_read_as_written(store: Store, market: Market) -> None:

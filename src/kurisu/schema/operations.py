@@ -50,9 +50,13 @@ class RollupPending(Base):
     __table_args__ = (
         CheckConstraint("since < until", name="range"),
         Index("idx_rollup_pending_since", "since"),
+        Index("idx_rollup_pending_market_id", "market_id"),
     )
 
     id: Mapped[BigIdentity]
+    market_id: Mapped[int | None] = mapped_column(
+        comment="Whose candles were written; null where they may be anybody's."
+    )
     since: Mapped[datetime] = mapped_column(TIMESTAMPTZ, comment="First touched open time.")
     until: Mapped[datetime] = mapped_column(TIMESTAMPTZ, comment="Exclusive.")
     created_at: Mapped[CreatedAt]

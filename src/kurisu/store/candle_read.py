@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -33,6 +33,7 @@ _KINDS_WITH_BARS: Final = (*COLUMN_KINDS, ("bars", ColumnKind.INT4))
 _LATEST_SCHEMA: Final = pa.schema(
     [("market_id", pa.int32()), *((name, kind.arrow_type) for name, kind in _KINDS_WITH_BARS)]
 )
+_EMPTY_BARS: Final = _LATEST_SCHEMA.remove(0).empty_table()
 _VALUES: Final = ", ".join(NUMBERS)
 _MINUTES: Final = " AND timeframe = '1m'"
 #: What stands for "from the beginning" and "to the end".
@@ -94,7 +95,7 @@ def aggregate(frame: Timeframe, relation: str, where: str, bars: str) -> str:
         f"SELECT {bucket(frame)} AS time, (array_agg(open ORDER BY time))[1] AS open, "
         "max(high) AS high, min(low) AS low, "
         "(array_agg(close ORDER BY time DESC))[1] AS close, sum(volume) AS volume, "
-        f"{bars}::integer AS bars FROM {relation} WHERE {where} GROUP BY 1 ORDER BY 1"
+        f"{bars}::integer AS bars FROM {relation} WHERE {where} GROUP BY 1"
     )
 
 
@@ -155,7 +156,8 @@ async def read(
                 aggregate(
                     frame, "ohlcv",
                     "market_id = $1 AND timeframe = $4 AND time >= $2 AND time < $3", "count(*)",
-                ),
+                )
+                + " ORDER BY time",
                 [market_id, low, high, native.name],
             )  # fmt: skip
             parts.append((native.name, derived))
@@ -170,52 +172,62 @@ async def _read_from_minutes(
     low: datetime,
     high: datetime,
 ) -> pa.Table:
-    if frame in ROLLUPS and engine.is_community:
-        return await _read_aggregate(connection, market_id, frame, low, high)
-    if frame in ROLLUPS:
-        query = (
-            f"SELECT time, {_VALUES}, bars FROM ohlcv_{frame.name} WHERE market_id = $1 "
-            "AND time >= $2 AND time < $3 ORDER BY time"
-        )
+    source = frame if frame in ROLLUPS else rollup_below(frame)
+    arguments: list[object] = [market_id, low, high]
+    if source == BASE:
+        query = aggregate(frame, "ohlcv", _range(2) + _MINUTES, "count(*)")
+    elif engine.is_community:
+        found = await _right_bars(connection, market_id, source, low, high)
+        if found is None:
+            return _EMPTY_BARS
+        query, arguments = found
     else:
-        below = rollup_below(frame)
-        is_raw = below == BASE
-        where = "market_id = $1 AND time >= $2 AND time < $3"
-        query = aggregate(
-            frame,
-            "ohlcv" if is_raw else f"ohlcv_{below.name}",
-            where + (_MINUTES if is_raw else ""),
-            "count(*)" if is_raw else "sum(bars)",
-        )
-    return await _copy(connection, query, [market_id, low, high])
-
-
-async def _read_aggregate(
-    connection: AsyncConnection, market_id: int, frame: Timeframe, low: datetime, high: datetime
-) -> pa.Table:
-    """Bars of a rollup on Community: stored ones below the watermark, made from candles above.
-
-    That is what the aggregate's view says, too; but to plan it takes longer than to read a year.
-    So does the part above, which is left out where there is nothing.
-    """
-    stored = await rollups.stored_bars(connection, frame)
-    edge = min(max(stored.watermark, low), high)
-    where = "market_id = $1 AND time >= $2 AND time < $3"
-    query = f"SELECT time, {_VALUES}, bars FROM {stored.table} WHERE {where}"
-    arguments = [market_id, low, edge]
-    if edge < high and (
-        not stored.candles_complete
-        or await (await driver(connection)).fetchval(ANY_MINUTE, market_id, edge, high)
-    ):
-        above = "market_id = $1 AND time >= $3 AND time < $4"
-        # In a statement after the watermark's: what a refresh stores in between is in both.
-        query += " UNION ALL " + (
-            f"({aggregate(frame, 'ohlcv', above + _MINUTES, 'count(*)')})"
-            if stored.candles_complete
-            else f"SELECT time, {_VALUES}, bars FROM ohlcv_{frame.name} WHERE {above}"
-        )
-        arguments.append(high)
+        query = f"SELECT time, {_VALUES}, bars FROM ohlcv_{source.name} WHERE {_range(2)}"
+    if source not in {frame, BASE}:
+        query = aggregate(frame, f"({query}) AS r", "TRUE", "sum(bars)")
     return await _copy(connection, query + " ORDER BY time", arguments)
+
+
+def _range(first: int) -> str:
+    """SQL: candles of the market $1 that open from ${first} on, and before the next parameter."""
+    return f"market_id = $1 AND time >= ${first} AND time < ${first + 1}"
+
+
+async def _right_bars(
+    connection: AsyncConnection, market_id: int, frame: Timeframe, low: datetime, high: datetime
+) -> tuple[str, list[object]] | None:
+    """SQL, and its arguments: bars of a rollup on Community; None if there are none.
+
+    Stored ones where they are right, the rest from candles. That is what the aggregate's view says,
+    too, but for what a writer has left for a refresh; and to plan it takes longer than to read a
+    year. So does each part that is made from candles, which is left out where there is nothing.
+    """
+    stored = await rollups.stored_bars(connection, frame, market_id)
+    edge = min(max(stored.watermark, low), high)
+    stale = stored.stale_within(low, edge)
+    bars = f"SELECT time, {_VALUES}, bars FROM {{relation}} WHERE {{where}}"
+    made = aggregate(frame, "{relation}", "{where}" + _MINUTES, "count(*)")
+    # In a statement after the watermark's: what a refresh stores in between is in all of them.
+    parts = [
+        (bars, stored.table, low, stale.since),
+        (made, "ohlcv", stale.since, stale.until),
+        (bars, stored.table, stale.until, edge),
+        (made, "ohlcv", edge, high)
+        if stored.has_candles(edge)
+        else (bars, f"ohlcv_{frame.name}", edge, high),
+    ]
+    queries: list[str] = []
+    arguments: list[object] = [market_id]
+    for query, relation, since, until in parts:
+        if since >= until:
+            continue
+        if query is made and not await (await driver(connection)).fetchval(
+            ANY_MINUTE, market_id, since, until
+        ):
+            continue
+        queries.append(f"({query.format(relation=relation, where=_range(len(arguments) + 1))})")
+        arguments += [since, until]
+    return (" UNION ALL ".join(queries), arguments) if queries else None
 
 
 async def _read_native(
@@ -311,7 +323,7 @@ async def latest(
     Columns: market_id (int32) and those of `read`. One query, but for markets whose bars are to
     be derived on read: those are read one by one, from their last bars.
     """
-    derived = set(await _derived_on_read(connection, market_ids, frame))
+    derived = set(await _derived_on_read(connection, engine, market_ids, frame))
     stored = [market_id for market_id in market_ids if market_id not in derived]
     tables = [
         await copy_to_arrow(
@@ -335,17 +347,23 @@ async def latest(
 
 
 async def _derived_on_read(
-    connection: AsyncConnection, market_ids: Sequence[int], frame: Timeframe
-) -> Sequence[int]:
+    connection: AsyncConnection, engine: Engine, market_ids: Sequence[int], frame: Timeframe
+) -> Collection[int]:
     """The markets whose bars of `frame` are not, or not all, stored as such."""
     if frame == BASE:
-        return []
+        return ()
     if frame not in ROLLUPS:
         return market_ids
+    if engine.is_community:
+        # What a writer has left for a refresh is not in the view.
+        pending = set(await connection.scalars(text(rollups.PENDING), {"ids": list(market_ids)}))
+        if None in pending:
+            return market_ids
+    else:
+        pending = set()
     finer = [f.name for f in TIMEFRAMES.values() if f not in (BASE, frame) and f.divides(frame)]
-    return list(
-        await connection.scalars(text(WITH_FINER), {"ids": list(market_ids), "finer": finer})
-    )
+    found = await connection.scalars(text(WITH_FINER), {"ids": list(market_ids), "finer": finer})
+    return pending.union(found)
 
 
 async def _latest_derived(
@@ -360,7 +378,7 @@ async def _latest_derived(
         text(NEWEST), {"market_id": market_id, "before": before or LATEST}
     )
     if newest is None:
-        return _LATEST_SCHEMA.remove(0).empty_table()
+        return _EMPTY_BARS
     # As far back as `count` bars reach without holes, then everything if there were some.
     length_s = 31 * 86_400 if frame.is_calendar else frame.seconds
     reach_s = min(length_s * (count + 1), (newest - EARLIEST).total_seconds())

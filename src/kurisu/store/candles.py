@@ -140,7 +140,7 @@ class Candles:
             note = await self.make_room(found.times, allow_expiring=allow_expiring)
         report, noted = await self._store_clean(market, frame, found, source, [])
         if self._store.engine.is_community and frame == BASE:
-            await rollups.settle(self._store.database, _ranges(report), noted=noted)
+            await rollups.settle(self._store.database, {None: _ranges(report)}, noted=noted)
         if note is not None:
             report.notes.append(note)
         report.seconds = time.perf_counter() - started
@@ -191,7 +191,7 @@ class Candles:
         # In the order of ids, as everybody takes the locks of several markets.
         order = sorted(range(len(batches)), key=lambda at: batches[at][0].id)
         reports: dict[int, WriteReport] = {}
-        touched: list[rollups.Range] = []
+        touched: dict[int | None, list[rollups.Range]] = {}
         keeps_rollups = store.engine.is_community and frame == BASE
         noted = False
         async with transaction(store.database) as connection:
@@ -201,8 +201,8 @@ class Candles:
                 reports[at] = await candle_write.write(
                     connection, store.engine, market.id, frame, found, source
                 )
-                touched += _ranges(reports[at])
-            if keeps_rollups and touched:
+                touched[market.id] = _ranges(reports[at])
+            if keeps_rollups and any(touched.values()):
                 noted = await rollups.note_pending(connection, touched)
         if keeps_rollups:
             await rollups.settle(store.database, touched, noted=noted)
@@ -228,7 +228,7 @@ class Candles:
             )
             noted = False
             if store.engine.is_community and frame == BASE and report.touched:
-                noted = await rollups.note_pending(connection, _ranges(report))
+                noted = await rollups.note_pending(connection, {market.id: _ranges(report)})
         return report, noted
 
     async def settle(self, touched: Sequence[tuple[datetime, datetime]] = ()) -> None:
@@ -238,7 +238,7 @@ class Candles:
         """
         if self._store.engine.is_community:
             ranges = rollups.merge([rollups.Range(*one) for one in touched], rollups.MERGE_WITHIN)
-            await rollups.settle(self._store.database, ranges, noted=False)
+            await rollups.settle(self._store.database, {None: ranges}, noted=False)
 
     async def make_room(
         self, times: npt.NDArray[np.int64], *, allow_expiring: bool = False

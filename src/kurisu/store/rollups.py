@@ -11,7 +11,7 @@ so a live writer has nothing to refresh. Everything below it is refreshed, small
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
@@ -151,46 +151,83 @@ async def materialization(connection: AsyncConnection, name: str) -> str:
     return str(found)
 
 
-# How one aggregate stores its bars. Its table may be read as it is below the watermark; above it
-# the candles themselves count, which are all there behind the horizon. Parameters: view. Columns:
-# table (qualified), watermark, horizon (before it candles may have been dropped; null if never).
+# Bars that a refresh has still to make. market_id is null where they may be anybody's.
+NOTE: Final = """
+INSERT INTO rollup_pending (market_id, since, until) VALUES (:market_id, :since, :until)
+"""
+
+# Markets whose bars a refresh has still to make. Parameters: ids. Columns: market_id (null: any).
+PENDING: Final = """
+SELECT DISTINCT market_id FROM rollup_pending
+ WHERE market_id IS NULL OR market_id = ANY(CAST(:ids AS integer[]))
+"""
+
+# How one aggregate stores its bars. Its table may be read as it is below the watermark, but for
+# what a writer has left for a refresh; elsewhere the candles themselves count, which are all there
+# behind the horizon. Parameters: view, market_id. Columns: table (qualified), watermark, horizon
+# (before it candles may have been dropped; null if never), stale_since and stale_until (null if
+# nothing is).
 STORED: Final = f"""
 SELECT format('%I.%I', h.schema_name, h.table_name) AS table,
        greatest(_timescaledb_functions.to_timestamp(
            _timescaledb_functions.cagg_watermark(h.id)), {_BEGINNING}) AS watermark,
        (SELECT greatest(dropped_before, now() - drop_after)
-          FROM retention_policies WHERE relation = 'ohlcv') AS horizon
+          FROM retention_policies WHERE relation = 'ohlcv') AS horizon,
+       p.stale_since, p.stale_until
   FROM _timescaledb_catalog.continuous_agg c
   JOIN _timescaledb_catalog.hypertable h ON h.id = c.mat_hypertable_id
+ CROSS JOIN (
+    SELECT min(since) AS stale_since, max(until) AS stale_until
+      FROM (SELECT since, until FROM rollup_pending WHERE market_id = $2
+             UNION ALL SELECT since, until FROM rollup_pending WHERE market_id IS NULL) AS r) AS p
  WHERE c.user_view_schema = current_schema() AND c.user_view_name = $1
 """
 
 
 @dataclass(frozen=True, slots=True)
 class StoredBars:
-    """Where the bars of a rollup are, on Community.
+    """Where the bars of a market's rollup are, on Community.
 
-    table: of the materialised bars, which are all those before `watermark`. candles_complete:
-    every candle from the watermark on is still there, so that bars can be made from candles.
+    table: of the materialised bars, which are all those before `watermark`.
+    stale: in which of them a writer's candles may be missing, as far as they can be made anew.
+    horizon: every candle from there on is still there, so that bars can be made from candles; None
+        if nothing was ever dropped.
     """
 
     table: str
     watermark: datetime
-    candles_complete: bool
+    stale: Range | None
+    horizon: datetime | None
+
+    def has_candles(self, since: datetime) -> bool:
+        """Whether every candle from `since` on is there."""
+        return self.horizon is None or self.horizon <= since
+
+    def stale_within(self, since: datetime, until: datetime) -> Range:
+        """What is stale of [since, until); maybe nothing."""
+        if self.stale is None:
+            return Range(since, since)
+        first = min(max(self.stale.since, since), until)
+        return Range(first, max(first, min(self.stale.until, until)))
 
 
-async def stored_bars(connection: AsyncConnection, frame: Timeframe) -> StoredBars:
+async def stored_bars(connection: AsyncConnection, frame: Timeframe, market_id: int) -> StoredBars:
     """Where the bars of `frame` are read from without the aggregate's view.
 
-    To plan the view of 1d takes the server 7 ms, because it holds four more real-time views.
+    To plan the view of 1d takes the server 7 ms, because it holds four more real-time views; and it
+    does not know what is left for a refresh.
     """
-    row = await (await driver(connection)).fetchrow(STORED, f"ohlcv_{frame.name}")
+    row = await (await driver(connection)).fetchrow(STORED, f"ohlcv_{frame.name}", market_id)
     if row is None:
         raise DatabaseError(
             f"ohlcv_{frame.name} is not a continuous aggregate; run `kurisu db upgrade`."
         )
-    horizon, watermark = row["horizon"], row["watermark"]
-    return StoredBars(row["table"], watermark, horizon is None or horizon <= watermark)
+    stale = None
+    if row["stale_since"] is not None:
+        stale = cover(Range(row["stale_since"], row["stale_until"]), frame)
+        if row["horizon"] is not None:
+            stale = Range(max(stale.since, frame.ceil(row["horizon"])), stale.until)
+    return StoredBars(row["table"], row["watermark"], stale, row["horizon"])
 
 
 async def watermarks(connection: AsyncConnection) -> dict[str, datetime]:
@@ -199,7 +236,11 @@ async def watermarks(connection: AsyncConnection) -> dict[str, datetime]:
     return {row.view.removeprefix("ohlcv_"): row.watermark for row in rows}
 
 
-async def note_pending(connection: AsyncConnection, touched: Sequence[Range]) -> bool:
+#: Ranges by the id of the market whose candles were written there; None for any market.
+Touched = Mapping[int | None, Sequence[Range]]
+
+
+async def note_pending(connection: AsyncConnection, touched: Touched) -> bool:
     """Leave `touched` for a refresh, in the writer's transaction, where it needs one.
 
     It does where it reaches below a watermark, where bars are read as materialised, or back past
@@ -208,22 +249,23 @@ async def note_pending(connection: AsyncConnection, touched: Sequence[Range]) ->
     highest = max((await watermarks(connection)).values())
     now = await connection.scalar(text("SELECT now()"))
     edge = max(highest, now - POLICY_WINDOW + timedelta(days=1))
-    wanted = merge([t for t in touched if t.since < edge], MERGE_WITHIN)
+    wanted = [
+        {"market_id": market_id, "since": one.since, "until": one.until}
+        for market_id, ranges in touched.items()
+        for one in merge([r for r in ranges if r.since < edge], MERGE_WITHIN)
+    ]
     if wanted:
-        await connection.execute(
-            text("INSERT INTO rollup_pending (since, until) VALUES (:since, :until)"),
-            [{"since": w.since, "until": w.until} for w in wanted],
-        )
+        await connection.execute(text(NOTE), wanted)
     return bool(wanted)
 
 
-async def settle(database: AsyncEngine, touched: Sequence[Range], *, noted: bool) -> None:
+async def settle(database: AsyncEngine, touched: Touched, *, noted: bool) -> None:
     """After the writer's commit: refresh what it touched, and what killed writers left behind.
 
     noted: what `note_pending` returned. Where it saw no need, a refresh by somebody else may have
     moved a watermark over the rows between that look and the commit; a second look finds that.
     """
-    if touched and not noted:
+    if any(touched.values()) and not noted:
         async with transaction(database) as connection:
             await note_pending(connection, touched)
     await refresh_pending(database)
@@ -408,7 +450,6 @@ async def refresh_all(database: AsyncEngine) -> list[Range]:
             until = max(newest + BASE.length, highest)
             if since < until:
                 await connection.execute(
-                    text("INSERT INTO rollup_pending (since, until) VALUES (:since, :until)"),
-                    {"since": since, "until": until},
+                    text(NOTE), {"market_id": None, "since": since, "until": until}
                 )
     return await refresh_pending(database)
