@@ -128,8 +128,13 @@ VENUES: Final[dict[str, Venue]] = {
     ),
     "bingx": Venue(trade_paging=TradePaging.NONE),
     "coinbase": Venue(candle_limit=300, trade_limit=1_000),
-    # fetch_trades of CCXT gives the newest hundred, whatever it is asked for.
-    "kucoin": Venue(candle_limit=1_500, trade_paging=TradePaging.NONE),
+    # fetch_trades of CCXT gives the newest hundred, whatever it is asked for, and without the ids
+    # that the stream has.
+    "kucoin": Venue(
+        candle_limit=1_500,
+        trade_paging=TradePaging.NONE,
+        trade_id_space=IdSpace.DERIVED,
+    ),
     "bitget": Venue(candle_limit=200, trade_limit=1_000),
     "deribit": Venue(trade_limit=1_000),
     # CCXT's features say 1000; the venue gives 500.

@@ -144,7 +144,8 @@ def id_space_of(
             "not say which these are: say --id-space raw or --id-space aggregate (fetch_trades of "
             "CCXT gives aggregate ones). Nothing was stored."
         )
-    return usual
+    # Where the exchange's own answers have none, those of a file are its ids all the same.
+    return IdSpace.RAW if usual is IdSpace.DERIVED else usual
 
 
 def _check_contract(writing: TradeWriting) -> None:

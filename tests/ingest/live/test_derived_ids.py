@@ -68,12 +68,19 @@ class LiveFake(FakeExchange):
         self.queue.put_nowait(None)
 
 
+@pytest.mark.parametrize("streams_ids", [False, True])
 @pytest.mark.parametrize("tier", REAL_TIERS, indirect=True)
-async def test_alike_trades_in_one_millisecond_are_all_stored_once(store: Store) -> None:
-    """Cut in the middle of milliseconds, again and again; and what REST gives is the same again."""
+async def test_alike_trades_in_one_millisecond_are_all_stored_once(
+    store: Store, *, streams_ids: bool
+) -> None:
+    """Cut in the middle of milliseconds, again and again; and what REST gives is the same again.
+
+    streams_ids: the stream has ids and REST has none, as KuCoin's.
+    """
     ticks = data.generated_ticks(9, START_MS, 400, first_id=None, busy=0.8)
     tape = Tape(ticks)
-    venue = Venue(trade_paging=TradePaging.TIME, trade_id_space=IdSpace.RAW, trade_limit=300)
+    space = IdSpace.DERIVED if streams_ids else IdSpace.RAW
+    venue = Venue(trade_paging=TradePaging.TIME, trade_id_space=space, trade_limit=300)
     exchange = LiveFake(venue, START_MS - 1, tape=tape)
     connected = asyncio.Event()
 
@@ -99,7 +106,11 @@ async def test_alike_trades_in_one_millisecond_are_all_stored_once(store: Store)
             part = ticks[at : at + 7]
             exchange.now_ms = part[-1].time_ms
             if at % 3 != 0:
-                exchange.queue.put_nowait([trade_row(tick) for tick in part])
+                rows = [trade_row(tick) for tick in part]
+                exchange.queue.put_nowait([
+                    row._replace(trade_id=f"t{at + n}") if streams_ids else row
+                    for n, row in enumerate(rows)
+                ])  # fmt: skip
             else:
                 # Nobody hears of these but REST.
                 exchange.queue.put_nowait(None)
