@@ -14,5 +14,7 @@ def include_object(
     elsewhere: there they are compared, and where the database has no such table
     `kurisu.store.layout` answers for them.
     """
+    if type_ == "table" and reflected and name and name.startswith("_materialized_hypertable_"):
+        return False  # see `kurisu.store.layout`: of a role that is no superuser
     rollups = {table.name for table in ROLLUP_TABLES.values()}
     return not (type_ == "table" and name in rollups and not reflected and compare_to is None)
