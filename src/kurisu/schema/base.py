@@ -41,3 +41,11 @@ class Base(DeclarativeBase):
 def one_of(column: str, *values: str) -> str:
     """A CHECK expression: `column` is one of `values`."""
     return f"{column} IN ({', '.join(repr(value) for value in values)})"
+
+
+def any_of(column: str, *values: str) -> str:
+    """The same in a form of which PostgreSQL stores less, for tables with a statement a row.
+
+    It reads the stored text of every CHECK again for each statement.
+    """
+    return f"{column} = ANY ('{{{','.join(values)}}}')"

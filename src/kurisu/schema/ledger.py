@@ -21,7 +21,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
-from kurisu.schema.base import MONEY, TIMESTAMPTZ, Base, BigIdentity, CreatedAt, one_of
+from kurisu.schema.base import MONEY, TIMESTAMPTZ, Base, BigIdentity, CreatedAt, any_of, one_of
 
 if TYPE_CHECKING:
     from kurisu.schema.markets import Market
@@ -67,21 +67,19 @@ class Order(Base):
             unique=True,
             postgresql_where=text("account_id IS NULL"),
         ),
-        CheckConstraint(one_of("side", "buy", "sell"), name="side"),
-        CheckConstraint(one_of("type", "limit", "market", "stop_loss", "take_profit"), name="type"),
+        CheckConstraint(any_of("side", "buy", "sell"), name="side"),
+        CheckConstraint(any_of("type", "limit", "market", "stop_loss", "take_profit"), name="type"),
         CheckConstraint(
-            one_of("status", "pending", "open", "closed", "canceled", "failed"), name="status"
+            any_of("status", "pending", "open", "closed", "canceled", "failed"), name="status"
         ),
-        CheckConstraint("amount > 0 AND amount < 'Infinity'", name="amount"),
-        CheckConstraint("filled >= 0 AND filled <= amount", name="filled"),
+        CheckConstraint("amount > '0' AND amount < 'Infinity'", name="amount"),
+        CheckConstraint("filled >= '0' AND filled <= amount", name="filled"),
         CheckConstraint("remaining = amount - filled", name="remaining"),
         # NaN is a NUMERIC in PostgreSQL and greater than every number.
-        CheckConstraint(
-            "cost < 'Infinity' AND price < 'Infinity' AND stop_price < 'Infinity'", name="finite"
-        ),
+        CheckConstraint("greatest(cost, price, stop_price) < 'Infinity'", name="finite"),
         CheckConstraint("type <> 'limit' OR price IS NOT NULL", name="limit_has_price"),
         CheckConstraint(
-            "type NOT IN ('stop_loss', 'take_profit') OR stop_price IS NOT NULL",
+            "type <> ALL ('{stop_loss,take_profit}') OR stop_price IS NOT NULL",
             name="stop_has_stop_price",
         ),
         Index("idx_orders_exchange_order_id", "exchange_order_id"),
@@ -160,7 +158,7 @@ class Execution(Base):
             "exchange_order_id",
             name="unique_executions_trade_id",
         ),
-        CheckConstraint(one_of("side", "buy", "sell"), name="side"),
+        CheckConstraint(any_of("side", "buy", "sell"), name="side"),
         CheckConstraint(
             "order_id IS NOT NULL OR (account_id IS NOT NULL AND exchange_order_id IS NOT NULL)",
             name="waits_under_an_id",
@@ -170,11 +168,9 @@ class Execution(Base):
             "other_fees IS NULL OR (fee IS NOT NULL AND kurisu_are_fees(other_fees))",
             name="other_fees",
         ),
-        CheckConstraint(one_of("taker_or_maker", "taker", "maker"), name="taker_or_maker"),
-        CheckConstraint("amount > 0 AND amount < 'Infinity'", name="amount"),
-        CheckConstraint(
-            "price < 'Infinity' AND cost < 'Infinity' AND fee < 'Infinity'", name="finite"
-        ),
+        CheckConstraint(any_of("taker_or_maker", "taker", "maker"), name="taker_or_maker"),
+        CheckConstraint("amount > '0' AND amount < 'Infinity'", name="amount"),
+        CheckConstraint("greatest(price, cost, fee) < 'Infinity'", name="finite"),
         CheckConstraint("fee IS NULL OR fee_currency IS NOT NULL", name="fee_has_currency"),
         Index("idx_executions_time", "time"),
         Index(
