@@ -9,7 +9,7 @@ from typing import Any, Final
 from uuid import uuid4
 
 import asyncpg
-from sqlalchemy import URL, event, make_url
+from sqlalchemy import URL, AdaptedConnection, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
@@ -24,14 +24,14 @@ MAX_OVERFLOW: Final = 15
 #: committed before it. A server, a database or a role may have another default.
 ISOLATION: Final = "READ COMMITTED"
 
-#: What a session has to be like, whatever the server, the database or the role prefer: times,
-#: lengths of time and literals read the same everywhere.
-SESSION: Final = {
-    "timezone": "UTC",
-    "intervalstyle": "postgres",
-    "standard_conforming_strings": "on",
-    "default_transaction_isolation": ISOLATION.lower(),
-}
+# What a session has to be like, whatever the server, the database or the role prefer: lengths of
+# time and literals read the same everywhere. Not said when connecting, as the time zone is: poolers
+# refuse most of it there.
+SESSION: Final = f"""
+SET intervalstyle = 'postgres';
+SET standard_conforming_strings = on;
+SET default_transaction_isolation = '{ISOLATION.lower()}';
+"""
 
 #: TCP's questions to a silent server, where the system can be told: after how many seconds the
 #: first, how many between two, how many without an answer are enough; and after how many
@@ -91,14 +91,15 @@ def make_engine(url: str) -> AsyncEngine:
     options: dict[str, Any] = {"pool_size": POOL_SIZE, "max_overflow": MAX_OVERFLOW}
     arguments: dict[str, Any] = {
         "timeout": CONNECT_TIMEOUT_S,
-        "server_settings": {"application_name": "kurisu", **SESSION},
+        "server_settings": {"application_name": "kurisu", "timezone": "UTC"},
     }
     query = dict(parsed.query)
     if "application_name" in query:
         arguments["server_settings"]["application_name"] = str(query.pop("application_name"))
     if "connect_timeout" in query:
         arguments["timeout"] = _seconds(query.pop("connect_timeout"))
-    if str(query.pop("pgbouncer", "false")).lower() in ("1", "true", "yes"):
+    keeps_session = str(query.pop("pgbouncer", "false")).lower() not in ("1", "true", "yes")
+    if not keeps_session:
         options = {"poolclass": NullPool}
         arguments["statement_cache_size"] = 0
         arguments["prepared_statement_name_func"] = lambda: f"kurisu_{uuid4().hex}"
@@ -108,10 +109,16 @@ def make_engine(url: str) -> AsyncEngine:
         parsed.set(query=query), connect_args=arguments, isolation_level=ISOLATION, **options
     )
     event.listen(engine.sync_engine, "connect", _keep_alive)
+    if keeps_session:
+        event.listen(engine.sync_engine, "connect", _set_up)
     return engine
 
 
-def _keep_alive(connection: Any, _: object) -> None:
+def _set_up(connection: AdaptedConnection, _: object) -> None:
+    connection.run_async(lambda raw: raw.execute(SESSION))
+
+
+def _keep_alive(connection: AdaptedConnection, _: object) -> None:
     """Have the system ask an idle server whether it is still there, as libpq does and asyncpg does
     not: else whoever waits for a host that is gone, and said nothing, waits for ever."""
     transport = connection.driver_connection._transport  # noqa: SLF001 - asyncpg shows no socket
