@@ -17,6 +17,7 @@ from exchange_server.world import BARS, NOW_MS, START_MS, Opener
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from kurisu.errors import ExchangeRefused
 from kurisu.exchange.candles import (
     EMPTY_AGE,
     CandlePage,
@@ -263,21 +264,30 @@ async def test_candles_that_a_venue_hides_are_never_called_empty(
         assert len(stored) == len(shown)
 
 
-async def test_what_a_venue_would_refuse_is_not_asked_for() -> None:
+@pytest.mark.parametrize("refuses", [True, False])
+async def test_a_venue_that_keeps_only_so_many_is_asked_once_for_more(refuses: bool) -> None:
+    """Its documents may be older than it is."""
     bars = data.generated_bars(3, START_MS, 3_000)
     now_ms = START_MS + 3_000 * MINUTE_MS
+    oldest = now_ms - 1_000 * MINUTE_MS
     asked: list[int] = []
 
     class Listening(FakeExchange):
         async def fetch_candles(self, *given: Any) -> list[CandleRow]:
             asked.append(given[2])
+            if refuses and given[2] < oldest:
+                raise ExchangeRefused(self.name, "Candlestick too long ago.")
             return await super().fetch_candles(*given)
 
     venue = Venue(candle_limit=200, candles_kept=1_000)
     pages = await walk(Listening(venue, now_ms, Series(bars)))
-    assert [page.status for page in pages[:2]] == [PageStatus.UNAVAILABLE, PageStatus.ANSWERED]
-    assert rows_of(pages) == candle_rows(bars[-990:])
-    assert min(asked) >= now_ms - 1_000 * MINUTE_MS
+    if refuses:
+        assert [page.status for page in pages[:2]] == [PageStatus.UNAVAILABLE, PageStatus.ANSWERED]
+        assert rows_of(pages) == candle_rows(bars[-990:])
+        assert sum(since < oldest for since in asked) == 1
+    else:
+        assert {page.status for page in pages} == {PageStatus.ANSWERED}
+        assert rows_of(pages) == candle_rows(bars)
 
 
 async def test_years_before_a_listing_cost_a_few_requests() -> None:

@@ -10,6 +10,7 @@ from decimal import Decimal
 from typing import Any, Final
 from urllib.parse import parse_qs, urlsplit
 
+import ccxt
 import pytest
 from exchange_server import data
 from exchange_server.clock import MINUTE_MS
@@ -96,7 +97,8 @@ def gate(path: str, query: Query) -> Any:
     timeframe = query["interval"]
     since, until = int(query["from"]) * 1000, int(query["to"]) * 1000
     assert (until - since) // LENGTH_MS[timeframe] < 1_000
-    assert since >= NOW_MS - 3_000 * LENGTH_MS[timeframe], "Candlestick too long ago."
+    if since < NOW_MS - 3_000 * LENGTH_MS[timeframe]:
+        raise ccxt.BadRequest("Candlestick too long ago. Maximum 3000 points ago are allowed.")
     return [
         [str(b.open_ms // 1000), "1", *map(str, (b.close, b.high, b.low, b.open, b.volume)), "true"]
         for b in rows(timeframe, since, until, 1_000, newest=False)

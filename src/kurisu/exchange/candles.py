@@ -22,7 +22,7 @@ import pyarrow as pa
 from kurisu.domain.money import PRECISION, SCALE
 from kurisu.domain.timeframe import TIMEFRAMES, Timeframe
 from kurisu.domain.timeframe import timeframe as timeframe_of
-from kurisu.errors import BadAnswer
+from kurisu.errors import BadAnswer, ExchangeRefused
 from kurisu.exchange.clock import from_ms, to_ms
 from kurisu.exchange.port import CandleRow, Exchange
 from kurisu.exchange.venues import CAUTIOUS_LIMIT
@@ -107,7 +107,7 @@ async def candle_pages(
     at = to_ms(frame.ceil(since))
     end = walk.closed_before if until is None else min(walk.closed_before, to_ms(until))
     while at < end:
-        if at < walk.kept_from:
+        if at < walk.kept_from and not await walk.keeps_more(at):
             hidden = min(walk.kept_from, end)
             yield walk.hidden(at, hidden, NEWEST_ONLY)
             at = hidden
@@ -152,7 +152,7 @@ class _Walk:
         #: Open time of the first candle that has not closed.
         self.closed_before = to_ms(frame.open_time(now - grace))
         kept = exchange.venue.candles_kept
-        #: What opens earlier is not asked for.
+        #: What opens earlier it does not keep, by its documents.
         self.kept_from = (
             self.closed_before - (kept - KEPT_MARGIN) * frame.seconds * 1000
             if kept is not None and not frame.is_calendar
@@ -214,6 +214,19 @@ class _Walk:
             # If it was nothing but rows from before `at`, a longer answer reaches beyond them.
             limit = self._limit if widen else limit
         return found
+
+    async def keeps_more(self, at: int) -> bool:
+        """Whether it gives candles from `at` on that, by its documents, it does not keep."""
+        latest = self.kept_from - self._limit * self.frame.seconds * 1000
+        for since in sorted({at, max(at, latest)}):
+            try:
+                found = await self._fetch(self.frame, since, self._limit)
+            except ExchangeRefused:
+                return False
+            if any(time < self.kept_from for time in found):
+                self.kept_from = 0
+                return True
+        return False
 
     async def front(self, at: int, found: Rows) -> tuple[Rows, int]:
         """A page that begins after `at`, with what stands in front of it all the same; and up to

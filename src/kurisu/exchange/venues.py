@@ -36,8 +36,8 @@ class Venue:
     candles_latest_only: `since` is not honoured beyond the newest `candle_limit` candles.
     candles_oldest_first: a page surely starts with the oldest candle from `since` on, so that a
         hole in front of its first row needs no second look.
-    candles_kept: candles of any timeframe that can be asked for, the newest; None for all. Asked
-        for older ones the venue refuses.
+    candles_kept: candles of any timeframe that can be asked for, the newest, by its documents; None
+        for all. Asked for older ones the venue refuses.
     contract_limit_alone: a limit makes the venue ignore `since` for contracts.
     trade_paging, trade_limit: see TradePaging.
     trade_window_ms: longest window of one request by time; None for any.

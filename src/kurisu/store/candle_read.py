@@ -28,6 +28,7 @@ from kurisu.store.candle_write import COLUMN_KINDS
 from kurisu.store.connect import driver
 from kurisu.store.copy_binary import ColumnKind, copy_to_arrow
 from kurisu.store.engine import Engine
+from kurisu.store.literals import inline_arguments
 
 _KINDS_WITH_BARS: Final = (*COLUMN_KINDS, ("bars", ColumnKind.INT4))
 _LATEST_SCHEMA: Final = pa.schema(
@@ -40,10 +41,8 @@ _MINUTES: Final = " AND timeframe = '1m'"
 EARLIEST: Final = datetime(1900, 1, 1, tzinfo=UTC)
 LATEST: Final = datetime(9000, 1, 1, tzinfo=UTC)
 
-# Timeframes other than 1m that a market has. Parameters: market_id. Columns: timeframe.
-NATIVE: Final = """
-SELECT timeframe FROM candle_series WHERE market_id = $1 AND timeframe <> '1m'
-"""
+# Timeframes that a market has candles of. Parameters: market_id. Columns: timeframe.
+SERIES: Final = "SELECT timeframe FROM candle_series WHERE market_id = $1"
 
 
 # Whether a market has 1m candles in a range. Parameters: market_id, since, until. Columns: exists.
@@ -104,11 +103,10 @@ def rollup_below(frame: Timeframe) -> Timeframe:
     return next(f for f in (*reversed(ROLLUPS), BASE) if f.divides(frame))
 
 
-async def native_timeframes(connection: AsyncConnection, market_id: int) -> list[Timeframe]:
-    """Timeframes other than 1m that are stored for a market, finest first."""
-    rows = await (await driver(connection)).fetch(NATIVE, market_id)
-    found = {row["timeframe"] for row in rows}
-    return [frame for name, frame in TIMEFRAMES.items() if name in found]
+async def _series(connection: AsyncConnection, market_id: int) -> Collection[str]:
+    """Names of the timeframes that a market has candles of."""
+    rows = await (await driver(connection)).fetch(SERIES, market_id)
+    return {row["timeframe"] for row in rows}
 
 
 def opens_between(
@@ -143,8 +141,14 @@ async def read(
             bars=False,
         )
         return _with_sources(table, {BASE.name: table.num_rows})
-    parts = [(BASE.name, await _read_from_minutes(connection, engine, market_id, frame, low, high))]
-    for native in await native_timeframes(connection, market_id):
+    source = frame if frame in ROLLUPS else rollup_below(frame)
+    stored = None
+    if engine.is_community and source != BASE:
+        stored = await rollups.stored_bars(connection, source, market_id)
+    table = await _read_from_minutes(connection, stored, market_id, frame, source, low, high)
+    parts = [(BASE.name, table)]
+    series = await _series(connection, market_id) if stored is None else stored.series
+    for native in (one for name, one in TIMEFRAMES.items() if name in series and one != BASE):
         if native == frame:
             # Before any derived one: the exchange's own bar comes first.
             parts.insert(
@@ -166,18 +170,19 @@ async def read(
 
 async def _read_from_minutes(
     connection: AsyncConnection,
-    engine: Engine,
+    stored: rollups.StoredBars | None,
     market_id: int,
     frame: Timeframe,
+    source: Timeframe,
     low: datetime,
     high: datetime,
 ) -> pa.Table:
-    source = frame if frame in ROLLUPS else rollup_below(frame)
+    """Bars of `frame`, from those of `source`; stored: of `source`, on Community."""
     arguments: list[object] = [market_id, low, high]
     if source == BASE:
         query = aggregate(frame, "ohlcv", _range(2) + _MINUTES, "count(*)")
-    elif engine.is_community:
-        found = await _right_bars(connection, market_id, source, low, high)
+    elif stored is not None:
+        found = await _right_bars(connection, stored, market_id, source, low, high)
         if found is None:
             return _EMPTY_BARS
         query, arguments = found
@@ -194,7 +199,12 @@ def _range(first: int) -> str:
 
 
 async def _right_bars(
-    connection: AsyncConnection, market_id: int, frame: Timeframe, low: datetime, high: datetime
+    connection: AsyncConnection,
+    stored: rollups.StoredBars,
+    market_id: int,
+    frame: Timeframe,
+    low: datetime,
+    high: datetime,
 ) -> tuple[str, list[object]] | None:
     """SQL, and its arguments: bars of a rollup on Community; None if there are none.
 
@@ -202,7 +212,6 @@ async def _right_bars(
     too, but for what a writer has left for a refresh; and to plan it takes longer than to read a
     year. So does each part that is made from candles, which is left out where there is nothing.
     """
-    stored = await rollups.stored_bars(connection, frame, market_id)
     edge = min(max(stored.watermark, low), high)
     stale = stored.stale_within(low, edge)
     bars = f"SELECT time, {_VALUES}, bars FROM {{relation}} WHERE {{where}}"
@@ -221,13 +230,19 @@ async def _right_bars(
     for query, relation, since, until in parts:
         if since >= until:
             continue
-        if query is made and not await (await driver(connection)).fetchval(
-            ANY_MINUTE, market_id, since, until
-        ):
+        if query is made and not await _has_minutes(connection, market_id, since, until):
             continue
         queries.append(f"({query.format(relation=relation, where=_range(len(arguments) + 1))})")
         arguments += [since, until]
     return (" UNION ALL ".join(queries), arguments) if queries else None
+
+
+async def _has_minutes(
+    connection: AsyncConnection, market_id: int, since: datetime, until: datetime
+) -> bool:
+    # With literals: a plan for parameters has every chunk in it.
+    query = inline_arguments(ANY_MINUTE, [market_id, since, until])
+    return bool(await (await driver(connection)).fetchval(query))
 
 
 async def _read_native(

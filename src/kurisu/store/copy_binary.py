@@ -60,6 +60,9 @@ _WIDTHS = {ColumnKind.TIMESTAMPTZ: 8, ColumnKind.INT4: 4, ColumnKind.INT8: 8}
 # calls is spread over some 10,000 candles: a quarter of it costs half as much again, as do 6 MB.
 BLOCK_BYTES = 1024 * 1024
 
+# So few rows that all their numbers are decoded together.
+FEW_ROWS = 1_024
+
 # Rows encoded at a time, which bounds the memory of an encode to about 10 MB.
 ENCODE_ROWS = 65_536
 
@@ -203,10 +206,13 @@ class _Decoder:
                 f" {len(self._columns)} were declared."
             )
         if row_count:
-            for (name, kind), field, arrays in zip(
-                self._columns, fields, self._arrays, strict=True
+            # A year of days is decoded in less time than the NumPy calls for five columns take.
+            at_once = _decode_numerics(block, self._columns, fields) if row_count < FEW_ROWS else {}
+            for at, ((name, kind), field, arrays) in enumerate(
+                zip(self._columns, fields, self._arrays, strict=True)
             ):
-                arrays.append(_decode_field(block, name, kind, field))
+                made = at_once.get(at)
+                arrays.append(_decode_field(block, name, kind, field) if made is None else made)
         return rest
 
     def _split_rows(self, block: bytes, header: bytes) -> tuple[list[_Field], int, int]:
@@ -353,6 +359,30 @@ def _decode_field(block: bytes, name: str, kind: ColumnKind, field: _Field) -> p
             values = _since_1970(name, values)
     buffers = [validity, pa.py_buffer(values)]
     return pa.Array.from_buffers(kind.arrow_type, row_count, buffers, null_count)
+
+
+def _decode_numerics(
+    block: bytes, columns: Sequence[tuple[str, ColumnKind]], fields: Sequence[_Field]
+) -> dict[int, pa.Array]:
+    """All columns of numbers in one go, by position; none if one of them needs a closer look."""
+    numeric = [at for at, (_, kind) in enumerate(columns) if kind is ColumnKind.NUMERIC]
+    if len(numeric) < 2:
+        return {}
+    head = np.concatenate([fields[at].head for at in numeric])
+    length = np.concatenate([fields[at].length for at in numeric])
+    if (length != 8 + 2 * (head[:, 1] >> np.uint64(48)).astype(np.int32)).any():
+        return {}
+    start = np.concatenate([fields[at].start for at in numeric])
+    try:
+        values = _decode_numeric(block, "", start, head)
+    except ValueError:
+        return {}  # who decodes column by column says which
+    parts = np.split(values, len(numeric))
+    kind = ColumnKind.NUMERIC.arrow_type
+    return {
+        at: pa.Array.from_buffers(kind, len(part), [None, pa.py_buffer(part)], 0)
+        for at, part in zip(numeric, parts, strict=True)
+    }
 
 
 def _since_1970(name: str, times_us: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

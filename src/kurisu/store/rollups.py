@@ -166,14 +166,15 @@ SELECT DISTINCT market_id FROM rollup_pending
 # what a writer has left for a refresh; elsewhere the candles themselves count, which are all there
 # behind the horizon. Parameters: view, market_id. Columns: table (qualified), watermark, horizon
 # (before it candles may have been dropped; null if never), stale_since and stale_until (null if
-# nothing is).
+# nothing is), series (timeframes that the market has candles of).
 STORED: Final = f"""
 SELECT format('%I.%I', h.schema_name, h.table_name) AS table,
        greatest(_timescaledb_functions.to_timestamp(
            _timescaledb_functions.cagg_watermark(h.id)), {_BEGINNING}) AS watermark,
        (SELECT greatest(dropped_before, now() - drop_after)
           FROM retention_policies WHERE relation = 'ohlcv') AS horizon,
-       p.stale_since, p.stale_until
+       p.stale_since, p.stale_until,
+       ARRAY(SELECT timeframe FROM candle_series WHERE market_id = $2) AS series
   FROM _timescaledb_catalog.continuous_agg c
   JOIN _timescaledb_catalog.hypertable h ON h.id = c.mat_hypertable_id
  CROSS JOIN (
@@ -192,12 +193,15 @@ class StoredBars:
     stale: in which of them a writer's candles may be missing, as far as they can be made anew.
     horizon: every candle from there on is still there, so that bars can be made from candles; None
         if nothing was ever dropped.
+    series: names of the timeframes that the market has candles of; asked for with the rest because
+        whoever reads bars wants them, too.
     """
 
     table: str
     watermark: datetime
     stale: Range | None
     horizon: datetime | None
+    series: frozenset[str]
 
     def has_candles(self, since: datetime) -> bool:
         """Whether every candle from `since` on is there."""
@@ -227,7 +231,9 @@ async def stored_bars(connection: AsyncConnection, frame: Timeframe, market_id: 
         stale = cover(Range(row["stale_since"], row["stale_until"]), frame)
         if row["horizon"] is not None:
             stale = Range(max(stale.since, frame.ceil(row["horizon"])), stale.until)
-    return StoredBars(row["table"], row["watermark"], stale, row["horizon"])
+    return StoredBars(
+        row["table"], row["watermark"], stale, row["horizon"], frozenset(row["series"])
+    )
 
 
 async def watermarks(connection: AsyncConnection) -> dict[str, datetime]:
