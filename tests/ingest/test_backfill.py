@@ -231,6 +231,29 @@ async def test_no_trades_of_one_market_and_an_outage_of_all(
     ]  # fmt: skip
 
 
+async def test_candles_that_are_late_for_all_markets_are_an_outage_until_they_come(
+    store: Store, server: ExchangeServer, opened: Opener
+) -> None:
+    """The exchange answers, and its newest candles are 200 minutes old: nobody stopped trading."""
+    late = without(BARS, (2_300, 2_500))
+    server.binance.listings["SHIBUSDT"].series = Series(late)
+    bitcoin = add_market(server, "BTC", late)
+    report = await backfill(store, opened, ["BTC/USDT", "SHIB/USDT"])
+    assert not report.is_done
+    for symbol in ("BTC/USDT", "SHIB/USDT"):
+        until = (await known(store, symbol))[-1][1]
+        assert until > SINCE + 2_480 * MINUTE
+        assert await known(store, symbol) == [
+            minutes(0, 2_300, "complete"), (SINCE + 2_300 * MINUTE, until, "outage", "rest"),
+        ]  # fmt: skip
+    bitcoin.series = Series(BARS)
+    server.binance.listings["SHIBUSDT"].series = Series(BARS)
+    assert (await backfill(store, opened, ["BTC/USDT", "SHIB/USDT"])).is_done
+    for symbol in ("BTC/USDT", "SHIB/USDT"):
+        assert await stored(store, symbol) == closed(BARS)
+        assert {row[2] for row in await known(store, symbol)} == {"complete"}
+
+
 async def test_a_minute_that_every_market_misses_is_no_outage(
     store: Store, server: ExchangeServer, opened: Opener
 ) -> None:

@@ -16,7 +16,7 @@ from typing import Final, TypeAlias
 from kurisu.domain.listing import MarketListing
 from kurisu.domain.timeframe import TIMEFRAMES, Timeframe
 from kurisu.errors import ExchangeError, NotFound
-from kurisu.exchange.candles import CandlePage, PageStatus, candle_pages
+from kurisu.exchange.candles import EMPTY_AGE, CandlePage, PageStatus, candle_pages
 from kurisu.exchange.clock import from_ms, to_ms
 from kurisu.exchange.port import Exchange
 from kurisu.exchange.venues import CAUTIOUS_LIMIT
@@ -75,6 +75,8 @@ class Witnesses:
         self._frame = frame
         self._grace = grace
         self._closed = frame.open_time(now - grace)
+        #: What opens later is too young to be called empty: no witness says anything about it.
+        self._settled = min(self._closed, frame.open_time(now - EMPTY_AGE))
         self._ranked = sorted((one for one in listings if one.active), key=_rank)
         self._asked: dict[tuple[str, datetime], asyncio.Task[_Testimony | None]] = {}
         self._days: dict[tuple[str, datetime], asyncio.Task[set[datetime]]] = {}
@@ -138,7 +140,7 @@ class Witnesses:
         """True if it traded before the hole and, unless that is still to come, after it."""
         before = _uncovered(said.since, hole[0], said.missing)
         after = _uncovered(hole[1], said.until, said.missing)
-        return before and (after or said.until >= self._closed)
+        return before and (after or said.until >= self._settled)
 
     async def _ask(self, witness: str, around: Span) -> _Testimony | None:
         """Testimonies are kept in blocks that many holes share."""
@@ -146,7 +148,7 @@ class Witnesses:
         origin = self._frame.origin
         at = around[0] - (around[0] - origin) % block
         parts = []
-        while at < min(around[1], self._closed):
+        while at < min(around[1], self._settled):
             key = (witness, at)
             task = self._asked.get(key)
             if task is None:
