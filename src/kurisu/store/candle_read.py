@@ -70,11 +70,15 @@ SELECT greatest(max(n.time), (SELECT time FROM ohlcv_1d d
 """
 
 
-# Markets that have native bars finer than a rollup, from which it may have to be derived.
-# Parameters: ids, finer (names of timeframes). Columns: market_id.
-WITH_FINER: Final = """
-SELECT DISTINCT market_id FROM candle_series
+# Markets of which not every bar of a rollup is in it: those that have native bars finer than it,
+# and (on Community) those whose candles wait for a refresh. Parameters: ids, finer (names of
+# timeframes). Columns: market_id (null: any).
+NOT_STORED: Final = """
+SELECT market_id FROM candle_series
  WHERE market_id = ANY(CAST(:ids AS integer[])) AND timeframe = ANY(CAST(:finer AS text[]))
+ UNION
+SELECT market_id FROM rollup_pending
+ WHERE market_id IS NULL OR market_id = ANY(CAST(:ids AS integer[]))
 """
 
 
@@ -338,7 +342,7 @@ async def latest(
     Columns: market_id (int32) and those of `read`. One query, but for markets whose bars are to
     be derived on read: those are read one by one, from their last bars.
     """
-    derived = set(await _derived_on_read(connection, engine, market_ids, frame))
+    derived = set(await _derived_on_read(connection, market_ids, frame))
     stored = [market_id for market_id in market_ids if market_id not in derived]
     tables = [
         await copy_to_arrow(
@@ -362,23 +366,17 @@ async def latest(
 
 
 async def _derived_on_read(
-    connection: AsyncConnection, engine: Engine, market_ids: Sequence[int], frame: Timeframe
+    connection: AsyncConnection, market_ids: Sequence[int], frame: Timeframe
 ) -> Collection[int]:
     """The markets whose bars of `frame` are not, or not all, stored as such."""
     if frame == BASE:
         return ()
     if frame not in ROLLUPS:
         return market_ids
-    if engine.is_community:
-        # What a writer has left for a refresh is not in the view.
-        pending = set(await connection.scalars(text(rollups.PENDING), {"ids": list(market_ids)}))
-        if None in pending:
-            return market_ids
-    else:
-        pending = set()
     finer = [f.name for f in TIMEFRAMES.values() if f not in (BASE, frame) and f.divides(frame)]
-    found = await connection.scalars(text(WITH_FINER), {"ids": list(market_ids), "finer": finer})
-    return pending.union(found)
+    asked = {"ids": list(market_ids), "finer": finer}
+    found = set(await connection.scalars(text(NOT_STORED), asked))
+    return market_ids if None in found else found
 
 
 async def _latest_derived(

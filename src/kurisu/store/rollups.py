@@ -156,12 +156,6 @@ NOTE: Final = """
 INSERT INTO rollup_pending (market_id, since, until) VALUES (:market_id, :since, :until)
 """
 
-# Markets whose bars a refresh has still to make. Parameters: ids. Columns: market_id (null: any).
-PENDING: Final = """
-SELECT DISTINCT market_id FROM rollup_pending
- WHERE market_id IS NULL OR market_id = ANY(CAST(:ids AS integer[]))
-"""
-
 # How one aggregate stores its bars. Its table may be read as it is below the watermark, but for
 # what a writer has left for a refresh; elsewhere the candles themselves count, which are all there
 # behind the horizon. Parameters: view, market_id. Columns: table (qualified), watermark, horizon
