@@ -22,7 +22,7 @@ from kurisu.errors import DatabaseError
 from kurisu.store import rollups as module
 from kurisu.store.markets import Market
 from kurisu.store.rollups import Range, cover, merge
-from kurisu.store.store import Store
+from kurisu.store.store import Store, open_store
 
 NOW: Final = datetime.now(UTC).replace(second=0, microsecond=0)
 TODAY: Final = NOW.replace(hour=0, minute=0)
@@ -332,6 +332,36 @@ async def test_many_writers_at_once(store: Store) -> None:
     )
     for market, rows in candles.items():
         await assert_bars(store, market, rows)
+
+
+@pytest.mark.parametrize("tier", ["plain"], indirect=True)
+async def test_a_refresh_waits_for_another_one_longer_than_its_role_may_ask(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any engine with several sessions will do."""
+    asked: list[str] = []
+
+    async def look(connection: AsyncConnection, _: Sequence[Range]) -> bool:
+        asked.append(str(await connection.scalar(text("SHOW statement_timeout"))))
+        return True
+
+    monkeypatch.setattr(module, "_refresh", look)
+    async with session(url) as other:
+        name = await other.fetchval("SELECT current_database()")
+        await other.execute(f"ALTER DATABASE {name} SET statement_timeout = '100ms'")
+        await other.execute("SELECT pg_advisory_lock($1)", module.REFRESH_LOCK)
+        async with open_store(url) as store:
+            day = {"since": START, "until": START + DAY}
+            await fetch(
+                store, "INSERT INTO rollup_pending (since, until) VALUES (:since, :until)", **day
+            )
+            refresh = asyncio.create_task(module.refresh_pending(store.database))
+            done, _ = await asyncio.wait({refresh}, timeout=0.4)
+            assert not done
+            await other.execute("SELECT pg_advisory_unlock($1)", module.REFRESH_LOCK)
+            await refresh
+            assert asked == ["0"]
+            assert await value(store, "SHOW statement_timeout") == "100ms"
 
 
 @pytest.mark.parametrize("tier", ["plain"], indirect=True)
