@@ -269,7 +269,15 @@ async def settle(database: AsyncEngine, touched: Touched, *, noted: bool) -> Non
     if any(touched.values()) and not noted:
         async with transaction(database) as connection:
             await note_pending(connection, touched)
-    await refresh_pending(database)
+    try:
+        await refresh_pending(database)
+    except WriteRefused:
+        raise
+    except DatabaseError as error:
+        raise DatabaseError(
+            "the candles are stored, but not all of their bars are up to date; the next write sees "
+            f"to it, or `kurisu db maintain`. What went wrong: {error}"
+        ) from error
 
 
 #: How a session refreshes, for as long as it takes: a role's own statement_timeout is for
