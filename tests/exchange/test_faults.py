@@ -6,6 +6,7 @@ import asyncio
 import logging
 from datetime import UTC, datetime
 
+import ccxt
 import pytest
 from exchange_server.clock import MINUTE_MS
 from exchange_server.fake import candle_rows
@@ -28,7 +29,7 @@ from kurisu.exchange.candles import candle_pages
 from kurisu.exchange.ccxt_adapter import CcxtExchange, open_exchange
 from kurisu.exchange.clock import from_ms
 from kurisu.exchange.settings import ExchangeSettings
-from kurisu.exchange.translate import retry_after_s
+from kurisu.exchange.translate import retry_after_s, translate
 
 #: What passes by itself: (rule, fewest seconds waited).
 PASSING = [
@@ -249,6 +250,14 @@ async def test_secrets_stay_secret(
     assert "k3y" not in seen
     assert "s3cr3t" not in seen
     assert "signature" not in seen
+
+
+def test_a_token_of_a_stream_stays_secret() -> None:
+    """KuCoin's streams are opened with one in the address, which CCXT repeats in its errors."""
+    error = ccxt.RequestTimeout("Connection to wss://x/endpoint?token=t0k3n&connectId=private lost")
+    found = str(translate("kucoin", error).error)
+    assert "token=***&connectId" in found
+    assert "t0k3n" not in found
 
 
 def test_a_secret_that_is_not_there() -> None:

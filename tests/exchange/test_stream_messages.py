@@ -6,12 +6,16 @@ The numbers have more digits than a double; the rest is the venue's.
 from __future__ import annotations
 
 import asyncio
+import json
 from contextlib import aclosing
 from typing import Any
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
-from kurisu.exchange.ccxt_adapter import open_exchange
+from kurisu.errors import ExchangeError
+from kurisu.exchange.ccxt_adapter import CcxtExchange, open_exchange
 from kurisu.exchange.port import Batch, CandleRow, TradeRow
 from kurisu.exchange.settings import ExchangeSettings
 
@@ -33,6 +37,14 @@ TRADES: dict[str, tuple[str, str, TradeRow]] = {
         '"130639474","px":"42219.9","sz":"0.12060306000000001","side":"buy",'
         '"ts":"1630048897897"}]}',
         TradeRow(1630048897897, "130639474", "buy", "42219.9", "0.12060306000000001"),
+    ),
+    # Three trades of REST's in one.
+    "okx, joined": (
+        "BTC-USDT",
+        '{"arg":{"channel":"trades","instId":"BTC-USDT"},"data":[{"instId":"BTC-USDT","tradeId":'
+        '"130639474","px":"42219.9","sz":"0.12060306","side":"buy","ts":"1630048897897","count":'
+        '"3","source":"0","seqId":1234}]}',
+        TradeRow(1630048897897, "130639474", "buy", "42219.9", "0.12060306", parts=3),
     ),
     "coinbase": (
         "BTC-USDT",
@@ -113,10 +125,11 @@ CANDLES: dict[str, tuple[str, str, CandleRow]] = {
     "gate": (
         "BTC_USDT",
         '{"time":1606292600,"channel":"spot.candlesticks","event":"update","result":[{"t":'
-        '"1606292580","v":"2362.3203500000000001","c":"19128.1","h":"19128.4","l":"19128",'
-        '"o":"19128.3","n":"1m_BTC_USDT"}]}',
+        '"1606292580","v":"2362.32035","c":"19128.1","h":"19128.4","l":"19128",'
+        '"o":"19128.3","n":"1m_BTC_USDT","a":"3.8283000000000000001","w":true}]}',
+        # `v` is of the quote currency.
         CandleRow(
-            1606292580000, "19128.3", "19128.4", "19128", "19128.1", "2362.3203500000000001"
+            1606292580000, "19128.3", "19128.4", "19128", "19128.1", "3.8283000000000000001"
         ),
     ),
     "bitget": (
@@ -151,21 +164,27 @@ CANDLES: dict[str, tuple[str, str, CandleRow]] = {
 PAIR = "BTC/USDT"
 
 
+def list_market(exchange: CcxtExchange, name: str) -> None:
+    """The exchange lists the pair, without being asked."""
+    client = exchange.client
+    market = client.safe_market_structure(
+        {
+            "id": name, "symbol": PAIR, "base": "BTC", "quote": "USDT", "baseId": "BTC",
+            "quoteId": "USDT", "type": "spot", "spot": True, "swap": False, "contract": False,
+            "active": True, "precision": {}, "limits": {}, "info": {},
+        }
+    )  # fmt: skip
+    client.set_markets([market])
+    client.options["marketsByWsName"] = {PAIR: market}
+    exchange._loaded = True
+
+
 async def received(venue: str, name: str, message: str, kind: str, url: str) -> Batch[Any]:
     """What a stream of the venue yields when the message comes."""
     settings = ExchangeSettings(venue, options={"timeout_on_exit": 0})
     async with open_exchange(settings, streams=True) as exchange:
+        list_market(exchange, name)
         client = exchange.client
-        market = client.safe_market_structure(
-            {
-                "id": name, "symbol": PAIR, "base": "BTC", "quote": "USDT", "baseId": "BTC",
-                "quoteId": "USDT", "type": "spot", "spot": True, "swap": False, "contract": False,
-                "active": True, "precision": {}, "limits": {}, "info": {},
-            }
-        )  # fmt: skip
-        client.set_markets([market])
-        client.options["marketsByWsName"] = {PAIR: market}
-        exchange._loaded = True
         connection = client.client(url)
 
         async def watch(*_: Any, **__: Any) -> None:
@@ -193,6 +212,7 @@ async def received(venue: str, name: str, message: str, kind: str, url: str) -> 
 @pytest.mark.parametrize("venue", TRADES)
 async def test_trades(venue: str) -> None:
     name, message, row = TRADES[venue]
+    venue = venue.removesuffix(", joined")
     batch = await received(venue, name, message, "trades", "ws://127.0.0.1/spot/public")
     assert batch.rows == [(PAIR, row)]
 
@@ -202,3 +222,49 @@ async def test_candles(venue: str) -> None:
     name, message, row = CANDLES[venue]
     batch = await received(venue, name, message, "candles", "ws://127.0.0.1/spot/public")
     assert [(symbol, update.row) for symbol, update in batch.rows] == [(PAIR, row)]
+
+
+#: venue: what it says when it refuses a market that was asked for.
+REFUSALS = {
+    "okx": '{"event":"error","code":"60018","msg":"instId:BTC-USDT doesn\'t exist."}',
+    "bybit": '{"success":false,"ret_msg":"error:not found","req_id":"NUMBER","op":"subscribe"}',
+    "kraken": '{"error":"Currency pair not supported BTC/USDT","method":"subscribe","req_id":1,'
+    '"success":false,"symbol":"BTC/USDT"}',
+    "gate": '{"id":1,"channel":"spot.trades","event":"subscribe","error":{"code":2,"message":'
+    '"unknown currency pair"},"result":null}',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("venue", REFUSALS)
+async def test_what_is_refused_is_told_and_asked_for_again(venue: str) -> None:
+    """CCXT takes a market that was refused for subscribed; Kraken's refusal it does not hear."""
+    asked: list[str] = []
+
+    async def handle(request: web.Request) -> web.WebSocketResponse:
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        async for message in socket:
+            if "subscribe" in message.data:
+                asked.append(message.data)
+                number = str(json.loads(message.data).get("req_id"))
+                await socket.send_str(REFUSALS[venue].replace("NUMBER", number))
+        return socket
+
+    app = web.Application()
+    app.router.add_get("/{any:.*}", handle)
+    settings = ExchangeSettings(venue, options={"timeout_on_exit": 0})
+    async with TestServer(app) as server, open_exchange(settings, streams=True) as exchange:
+        url = str(server.make_url("/spot")).replace("http", "ws")
+        apis = exchange.client.urls["api"]
+        apis["ws"] = {"okx": url, "bybit": {"public": {"spot": url}}}.get(venue, {"publicV2": url})
+        apis["spot"] = url
+        list_market(exchange, TRADES[venue][0])
+        for times in (1, 2):
+            with pytest.raises(ExchangeError, match="not |unknown|exist"):
+                async with (
+                    asyncio.timeout(5),
+                    aclosing(exchange.watch_trades([PAIR])) as batches,
+                ):
+                    async for batch in batches:
+                        assert batch.rows == []
+            assert len(asked) == times

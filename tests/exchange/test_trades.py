@@ -273,6 +273,39 @@ async def test_a_venue_without_history(first_id: int | None) -> None:
     assert values(rows_of(pages)) == trade_rows(wanted)
 
 
+@pytest.mark.parametrize("first_id", [1, None])
+async def test_a_page_that_ends_between_trades_of_one_nanosecond(first_id: int | None) -> None:
+    """Kraken: what one order fills has one time, and the cursor is a time."""
+    ticks = [
+        Tick(None if first_id is None else first_id + n, START_MS + n // 7, Decimal(n + 1),
+             Decimal(1), "buy", (START_MS + n // 7) * 1_000_000 + n % 7 // 3)
+        for n in range(400)
+    ]  # fmt: skip
+    venue = Venue(trade_limit=50, trade_paging=TradePaging.CURSOR)
+    exchange = FakeExchange(venue, ticks[-1].time_ms + 1, tape=Tape(ticks))
+    assert values(rows_of(await walk(exchange))) == trade_rows(ticks)
+
+
+@pytest.mark.parametrize("met", [None, "280"])
+async def test_few_newest_trades_reach_up_to_where_the_caller_has_them(met: str | None) -> None:
+    """Bybit gives 60 trades of spot, which are all younger than the grace where much is traded."""
+    ticks = [
+        Tick(n, START_MS + 10 * n, Decimal(n + 1), Decimal(1), "buy") for n in range(300)
+    ]  # fmt: skip
+    venue = Venue(trade_limit=50, trade_paging=TradePaging.NONE)
+    exchange = FakeExchange(venue, ticks[-1].time_ms + 100, tape=Tape(ticks))
+    pages = await walk(
+        exchange, ticks[255].time_ms, grace=timedelta(milliseconds=500), known_from=met
+    )
+    # Half of the grace before the newest trade, or up to the one that the caller has.
+    until_ms = ticks[280 if met else 274].time_ms + (1 if met else 0)
+    assert [(page.since, page.until) for page in pages] == [
+        (from_ms(ticks[255].time_ms), from_ms(until_ms))
+    ]
+    # What is younger is not claimed; next time it may be gone.
+    assert values(rows_of(pages)) == trade_rows(ticks[255:])
+
+
 @pytest.mark.parametrize("after", [1, 5, 40])
 async def test_a_venue_without_history_tells_all_since_a_moment_ago(after: int) -> None:
     """As a stream asks that was cut: its newest trades reach back beyond the cut."""

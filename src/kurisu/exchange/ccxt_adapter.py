@@ -292,7 +292,12 @@ class CcxtExchange:
             self._text(price) or "",
             self._text(amount) or "",
             None if spot else self._text(trade["cost"]),
+            self._parts(trade["info"]),
         )
+
+    def _parts(self, info: Any) -> int:
+        name = self._venue.trade_parts
+        return 1 if name is None else int(whole(info, name, 1))
 
     def _cursor(self, trades: list[Any]) -> str | None:
         """Kraken's `last`, which CCXT appends to the row that came last."""

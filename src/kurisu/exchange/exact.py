@@ -268,11 +268,24 @@ class _Exact(_CcxtClass):  # type: ignore[misc]
         if self.kurisu_listener is not None:
             self.kurisu_listener.lost(client, client.error or f"closed with code {error}")
 
+    def handle_error_message(self, client: Any, message: Any) -> Any:
+        found = super().handle_error_message(client, message)
+        if (
+            isinstance(message, dict)
+            and (message.get("method"), message.get("success")) == ("subscribe", False)
+            and message.get("error") != "Already subscribed"
+        ):
+            # Kraken's word; CCXT goes on waiting for the market.
+            client.reject(BrokenAnswer(f"not subscribed: {message.get('error')}"))
+        return found
+
     def handle_ohlcv(self, *args: Any, **more: Any) -> Any:
         message = args[1] if len(args) > 1 else None
         if isinstance(message, list) and len(message) > 1 and message[1] == []:
             # Bitfinex of a market without candles: CCXT takes the empty snapshot for a candle.
             return None
+        if self.id == "gate" and isinstance(message, dict):
+            args = (args[0], _gate_candles(message), *args[2:])
         # Some of CCXT's handlers of candles (binance's, okx's) read with safe_float. It is
         # exact only for as long as the handler runs: elsewhere floats are computed with.
         self.safe_float = text_number
@@ -301,6 +314,15 @@ def _agg_trade(trade: Any) -> dict[str, Any]:
         "side": "sell" if trade["m"] else "buy",
         "price": trade["p"], "amount": trade["q"], "cost": None,
     }  # fmt: skip
+
+
+def _gate_candles(message: dict[str, Any]) -> dict[str, Any]:
+    """Gate's candles of spot with the volume where CCXT looks for it: `v` is of the quote currency,
+    `a` of the base."""
+    found = message.get("result")
+    rows = found if isinstance(found, list) else [found]
+    rows = [{**row, "v": row["a"]} if isinstance(row, dict) and "a" in row else row for row in rows]
+    return {**message, "result": rows}
 
 
 @cache

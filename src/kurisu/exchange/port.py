@@ -38,7 +38,7 @@ class TradeRow(NamedTuple):
     time_ms: cut to milliseconds, exactly. trade_id: the exchange's; None where it gives none.
     side: the taker's, buy or sell; None where it is not said. price, amount: the exchange's own
     digits. cost: CCXT's cost for contracts, whose size it knows; None on spot, where it is
-    price x amount.
+    price x amount. parts: how many trades of REST a stream shows as this one.
     """
 
     time_ms: int
@@ -47,6 +47,7 @@ class TradeRow(NamedTuple):
     price: str
     amount: str
     cost: str | None = None
+    parts: int = 1
 
 
 class CandleUpdate(NamedTuple):

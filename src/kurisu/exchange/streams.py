@@ -33,6 +33,9 @@ ASK_AGAIN_S: Final = 0.5
 #: Longest time between two pings. CCXT's is three minutes for Binance: a connection that is dead
 #: without a word would be found out after six.
 MOST_KEEPALIVE_MS: Final = 15_000
+#: Within so long it is asked so often for what an exchange refuses to stream.
+REFUSALS_S: Final = 600.0
+MOST_REFUSALS: Final = 5
 
 #: Exchanges of CCXT whose spot messages are read here.
 _BINANCE: Final = frozenset({"binance", "binanceus"})
@@ -121,6 +124,8 @@ class Wires:
     def __init__(self) -> None:
         self._taps: dict[Any, list[Tap]] = {}
         self.reads_binance = False
+        #: When something was refused and asked for again, by a steady clock.
+        self._refused_s: list[float] = []
 
     def address(self, url: str) -> str:
         # CCXT has a connection for each address. A fragment is never sent.
@@ -160,6 +165,17 @@ class Wires:
                 tap.add(text)
                 return True
         return False
+
+    def drop(self, tap: Tap, error: Exception) -> None:
+        """Lose the connections of a tap that was refused something. CCXT takes what was refused for
+        subscribed, and would not ask for it again. What is refused again and again is not worth
+        the connection, which brings other markets as well."""
+        now_s = time.monotonic()
+        self._refused_s = [at for at in self._refused_s if now_s - at < REFUSALS_S]
+        if len(self._refused_s) < MOST_REFUSALS:
+            self._refused_s.append(now_s)
+            for client in [client for client, taps in self._taps.items() if tap in taps]:
+                client.on_error(error)
 
     def forget(self, tap: Tap) -> None:
         for taps in self._taps.values():
@@ -246,7 +262,10 @@ class Streams:
         tasks = [asyncio.create_task(_ask(tap, ask)) for ask in asks]
 
         def ended(task: asyncio.Task[None]) -> None:
-            tap.fail(None if task.cancelled() else task.exception())
+            error = None if task.cancelled() else task.exception()
+            tap.fail(error)
+            if isinstance(error, Exception):
+                self._wires.drop(tap, error)
 
         for task in tasks:
             task.add_done_callback(ended)

@@ -61,11 +61,14 @@ async def trade_pages(
     *,
     grace: timedelta = timedelta(seconds=2),
     id_space: IdSpace | None = None,
+    known_from: str | None = None,
 ) -> AsyncGenerator[TradePage, None]:
     """Every trade of [since, until), oldest first.
 
     until: None for up to now. grace: trades younger than this may still be on their way, and are
     left to the next call. id_space: what the market's stored trades carry; None if it has none.
+    known_from: id of a trade from which on the caller has them all, in the order in which the
+    exchange tells them.
     Raises ExchangeError; pages yielded before stay valid. Raises IdSpaceConflict if the exchange's
     ids are of another kind than `id_space`; ids can be derived from any trades.
     """
@@ -73,7 +76,7 @@ async def trade_pages(
     if id_space is not None and id_space not in (IdSpace.DERIVED, usual):
         raise IdSpaceConflict(f"{exchange.name}:{symbol}", id_space.value, usual.value)
     walk = _Walk(exchange, symbol, to_ms(since), None if until is None else to_ms(until), grace,
-                 id_space)  # fmt: skip
+                 id_space, known_from)  # fmt: skip
     ways = {
         TradePaging.ID: walk.by_id,
         TradePaging.CURSOR: walk.by_cursor,
@@ -96,6 +99,7 @@ class _Walk:
         until: int | None,
         grace: timedelta,
         id_space: IdSpace | None,
+        known_from: str | None,
     ) -> None:
         self._exchange = exchange
         self._symbol = symbol
@@ -103,6 +107,7 @@ class _Walk:
         self._until = until
         self._grace = grace
         self._space = id_space
+        self._known_from = known_from
         self._limit = exchange.venue.trade_limit
 
     async def by_id(self) -> AsyncIterator[TradePage]:
@@ -143,31 +148,40 @@ class _Walk:
     async def by_cursor(self) -> AsyncIterator[TradePage]:
         """After a cursor of nanoseconds. Venue: kraken."""
         cursor = str(self._since * _NS_PER_MS - 1)
-        at, held = self._since, list[TradeRow]()
+        at, held, before = self._since, list[TradeRow](), cursor
         while True:
             end = await self._end()
             query = TradeQuery(cursor=cursor, limit=self._limit)
             answer = await self._answer(query)
             if not answer.rows:
                 answer = await self._answer(query)
-            rows = sorted([*held, *answer.rows], key=lambda row: row.time_ms)
+            known = {row.trade_id for row in held if row.trade_id is not None}
+            new = [row for row in answer.rows if row.trade_id not in known]
+            rows = sorted([*held, *new], key=lambda row: row.time_ms)
             last = rows[-1].time_ms if rows else at
-            if not answer.rows:
+            if not new:
                 await self._check_end(end, after=last)
-            if not answer.rows or last >= end:
+            if not new or last >= end:
                 yield self._page(at, end, (r for r in rows if r.time_ms < end))
                 return
-            if answer.cursor is None or answer.cursor == cursor:
+            is_stuck = answer.cursor == before and any(row.time_ms < at for row in new)
+            if answer.cursor is None or answer.cursor == cursor or is_stuck:
                 raise BadAnswer(self._exchange.name, f"its cursor does not move on from {cursor}")
             # The next page may go on inside the last millisecond.
             held = [row for row in rows if row.time_ms == last]
             yield self._page(at, last, rows[: len(rows) - len(held)])
-            # The cursor is the time of the last row. One that is ahead of it would leave out rows
-            # that were lost on the way: that millisecond comes again, whole.
-            again = str(last * _NS_PER_MS - 1)
-            is_ahead = answer.cursor.isdecimal() and int(answer.cursor) // _NS_PER_MS > last > at
-            at, cursor = last, again if is_ahead else answer.cursor
-            held = [] if is_ahead else held
+            # The cursor is the time of the last row. What one order filled has one time, and may be
+            # divided here: that nanosecond comes again where ids tell what is new, else the whole
+            # millisecond. So it does if the cursor is ahead, of rows that were lost on the way.
+            before = answer.cursor
+            cursor = before
+            if before.isdecimal():
+                is_ahead = int(before) // _NS_PER_MS > last
+                if last > at and (is_ahead or any(row.trade_id is None for row in held)):
+                    cursor, held = str(last * _NS_PER_MS - 1), []
+                elif not is_ahead and all(row.trade_id for row in held):
+                    cursor = str(int(before) - 1)
+            at = last
 
     async def by_time(self) -> AsyncIterator[TradePage]:
         """From the last time on, inclusive. Venue: bitfinex."""
@@ -290,13 +304,29 @@ class _Walk:
         """There is no history; only the newest trades can be had. Venues: bybit, okx, ..."""
         end = await self._end()
         rows = self._from(0, await self._ask(TradeQuery(limit=self._limit)))
+        if rows:
+            # Few rows may all be younger than the grace. Half of it is for trades that come late,
+            # half for an answer that is old, and of that its newest row tells.
+            late = self._grace // (2 * timedelta(milliseconds=1))
+            end = max(end, self._bounded(rows[-1].time_ms - late))
+        met = [row.time_ms for row in rows if row.trade_id == self._known_from is not None]
+        if met and rows[-1].time_ms > met[0]:
+            # What lies before that trade is here, what comes after it the caller has.
+            end = max(end, self._bounded(met[0] + 1))
         # The oldest millisecond of the answer may be cut; if it lies before, nothing is.
         first = rows[0].time_ms + 1 if rows else end
         first = min(max(first, self._since), end)
         if first > self._since:
             yield self._page(self._since, first, [], status=PageStatus.UNAVAILABLE)
-        if first < end:
-            yield self._page(first, end, (r for r in rows if first <= r.time_ms < end))
+        # Next time they may be gone: what is younger comes along, where ids tell it apart.
+        has_ids = self._space is not IdSpace.DERIVED and all(row.trade_id for row in rows)
+        last = self._bounded(rows[-1].time_ms + 1) if rows and has_ids else end
+        found = [row for row in rows if first <= row.time_ms < last]
+        if first < end or found:
+            yield self._page(first, end, found)
+
+    def _bounded(self, until: int) -> int:
+        return until if self._until is None else min(until, self._until)
 
     async def _end(self) -> int:
         """Up to when trades are asked for: all that were made by now."""

@@ -7,6 +7,7 @@ The HTTP status goes first where it is clear: CCXT's bitfinex raises a plain Exc
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -31,6 +32,7 @@ _FINAL_STATUS: Final = frozenset({400, 401, 404, 405, 410, 422, 451})
 _BANNED: Final = 418
 _LIMIT_STATUS: Final = frozenset({_BANNED, 429})
 _SERVER_ERROR: Final = 500
+_TOKEN: Final = re.compile(r"(token=)[^&\s]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +114,8 @@ def _message(error: Any, reply: Reply, secrets: Collection[str]) -> str:
     cause = error.__cause__
     if cause is not None:
         text = f"{text}: {type(cause).__name__} {cause}".strip()
-    # Requests are signed in their address.
-    text = text.split("signature=", 1)[0]
+    # Requests are signed in their address; some streams are opened with a token in it.
+    text = _TOKEN.sub(r"\1***", text.split("signature=", 1)[0])
     for secret in secrets:
         if secret:
             text = text.replace(secret, "***")

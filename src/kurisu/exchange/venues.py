@@ -45,6 +45,8 @@ class Venue:
         without rows is the end or a fault, and never a quiet hour.
     trade_id_space: what the default endpoint gives.
     trade_ids_gapless: consecutive ids, so that a jump means lost rows.
+    trade_parts: the field of a stream's trade that says how many trades of REST it is; None where
+        it is one.
     stream_markets: markets of one WebSocket connection, where the venue allows few; None where
         the address alone decides.
     weight_limit: request weight per minute; None where the venue counts requests and CCXT's
@@ -62,6 +64,7 @@ class Venue:
     trades_open_ended: bool = False
     trade_id_space: IdSpace = IdSpace.RAW
     trade_ids_gapless: bool = False
+    trade_parts: str | None = None
     stream_markets: int | None = None
     weight_limit: int | None = None
 
@@ -109,7 +112,14 @@ VENUES: Final[dict[str, Venue]] = {
         # Of spot; CCXT asks for all markets of a connection in one request.
         stream_markets=10,
     ),
-    "okx": Venue(candle_limit=300, trade_paging=TradePaging.NONE, trade_limit=500),
+    "okx": Venue(
+        candle_limit=300,
+        trade_paging=TradePaging.NONE,
+        trade_limit=500,
+        # The channel trades has one message for all that an order of a taker filled at a price,
+        # with the id of the last of them and the sum of their amounts.
+        trade_parts="count",
+    ),
     # CCXT: with a size the venue ignores from and to of contracts.
     "htx": Venue(contract_limit_alone=True, trade_paging=TradePaging.NONE, trade_limit=2_000),
     "gate": Venue(

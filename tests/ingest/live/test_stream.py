@@ -21,6 +21,7 @@ from exchange_server.world import NOW_MS, TICKS, Opener
 
 from kurisu.errors import BadSymbol, IdSpaceConflict, InvalidArgument, NotOffered
 from kurisu.exchange.calls import RetryPolicy
+from kurisu.exchange.ccxt_adapter import CcxtExchange
 from kurisu.exchange.clock import from_ms, to_ms
 from kurisu.ingest.live import refill
 from kurisu.ingest.live.events import StreamEvent
@@ -202,6 +203,33 @@ async def test_trades_of_a_connection_that_is_cut_again_and_again(
     await check(store, market, trader)
     assert run.events[-1].event == "stopped"
     assert run.events[-1].fields == {"unwritten": 0}
+
+
+async def test_a_refusal_by_one_exchange_is_not_the_end_of_all(
+    store: Store, server: ExchangeServer, opened: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """KuCoin answers 404 for a topic, which CCXT takes for something that is not offered."""
+    server.clock.set(NOW_MS, speed=LATER_S)
+    trader = shib(server)
+    async with running(store, opened) as run:
+        run.start(TRADES, ("binance", SHIB))
+        await listening(run, server)
+        trader.trade(5)
+        with monkeypatch.context() as patch:
+
+            async def refused(_: object, symbols: Sequence[str]) -> AsyncIterator[object]:
+                if symbols:
+                    raise NotOffered("binance", "the topic is not found")
+                yield symbols
+
+            patch.setattr(CcxtExchange, "watch_trades", refused)
+            server.cut_streams()
+            await run.said("reconnecting", 2)
+            trader.trade(5, heard=False)
+        await listening(run, server)
+        trader.trade(5)
+        await eventually(run, store, await store.markets.get("binance", SHIB), trader)
+    await check(store, await store.markets.get("binance", SHIB), trader)
 
 
 async def eventually(run: Running, store: Store, market: Market, trader: Trader) -> None:

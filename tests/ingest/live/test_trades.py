@@ -165,6 +165,32 @@ def test_a_jump_in_the_ids_is_asked_for_and_claims_go_on_behind_it() -> None:
     assert follower.claims == [(START_MS + 41, START_MS + 70)]
 
 
+def test_what_a_stream_shows_as_one_trade_is_asked_for_and_not_stored() -> None:
+    """OKX: what an order filled at a price is one message, which REST has apart."""
+    follower = TradeFollower(MARKET, IdSpace.RAW, False, START_MS)
+    rows = [TradeRow(START_MS + 2_000 * n, str(n), "buy", "1", "1") for n in range(1, 6)]
+    joined = rows[1]._replace(trade_id="3", amount="7", parts=3)
+    assert follower.receive([rows[0], joined, rows[3]], 1.0) == [rows[0], rows[3]]
+    assert follower.is_apart
+    assert (follower.missing, follower.first_id) == ((START_MS, joined.time_ms + 1), "3")
+    follower.has_stored(follower.run, rows[3].time_ms)
+    assert follower.whole_until == START_MS
+    follower.has_read(joined.time_ms + 1)
+    assert follower.claims == [(joined.time_ms + 1, rows[3].time_ms - 1_000)]
+    # Said again after a reconnect, it is nothing new.
+    follower.lost()
+    assert follower.receive([joined, rows[4]], 2.0) == [rows[4]]
+    assert follower.missing is None
+
+
+def test_a_repeated_message_is_told_by_its_id_where_ids_are_derived() -> None:
+    follower = TradeFollower(MARKET, IdSpace.DERIVED, False, START_MS, IdSpace.DERIVED)
+    rows = [TradeRow(START_MS + 10 * n, f"id {n}", "buy", "1", "1") for n in range(1, 4)]
+    assert follower.receive([rows[0], rows[1], rows[1]], 1.0) == []
+    twin = rows[1]._replace(trade_id="another")
+    assert follower.receive([rows[1], twin, rows[2]], 1.0) == [rows[1], twin]
+
+
 def test_a_millisecond_with_a_trade_that_cannot_be_stored_is_not_claimed() -> None:
     follower = TradeFollower(MARKET, IdSpace.AGGREGATE, True, START_MS)
     rows = [TradeRow(START_MS + 10 * n, str(n), "buy", "1", "1") for n in range(1, 6)]

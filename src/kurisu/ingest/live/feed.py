@@ -54,6 +54,7 @@ class _Group:
     kind: str
     followers: dict[str, Any] = field(default_factory=dict)
     is_connected: bool = False
+    was_connected: bool = False
 
 
 class Feed:
@@ -227,9 +228,10 @@ class Feed:
             try:
                 await self._listen(group)
                 reason = "the buffer is full"
-            except (NotOffered, BadSymbol):
-                raise
             except ExchangeError as error:
+                # What an exchange refuses once it is connected, it may grant the next time.
+                if isinstance(error, (NotOffered, BadSymbol)) and not group.was_connected:
+                    raise
                 reason = error.reason
             finally:
                 group.is_connected = False
@@ -256,7 +258,7 @@ class Feed:
         async with aclosing(batches):
             async for batch in batches:
                 if not group.is_connected:
-                    group.is_connected = True
+                    group.is_connected = group.was_connected = True
                     for follower in group.followers.values():
                         follower.connected(time.monotonic())
                     self._tell(

@@ -15,6 +15,7 @@ from kurisu.exchange.candles import CandlePage, PageStatus, candle_pages
 from kurisu.exchange.clock import from_ms, to_ms
 from kurisu.exchange.port import StreamingExchange
 from kurisu.exchange.trades import trade_pages
+from kurisu.exchange.venues import TradePaging
 from kurisu.ingest.live.candles import CandleFollower
 from kurisu.ingest.live.trades import TradeFollower
 from kurisu.ingest.outages import AROUND_BARS, Span, Witnesses
@@ -142,16 +143,24 @@ class Refiller:
         silent, to now."""
         missing, run = follower.missing, follower.run
         since = follower.whole_until
-        until = None if missing is None else missing[1]
+        # The newest trades are one request, however far they are asked for.
+        is_open = missing is None or self._exchange.venue.trade_paging is TradePaging.NONE
+        until = None if is_open or missing is None else missing[1]
         # Trades as young as this may still be under way on the stream, too.
         expected = to_ms(await self._exchange.now()) - LATE_MS
         heard = since if follower.newest is None else follower.newest
-        told = missing is not None and self._tell_gap(follower.market, since, missing[1])
+        # A stream that shows several trades as one has missed nothing, and does so all the time.
+        is_apart = follower.is_apart
+        told = (
+            missing is not None
+            and not is_apart
+            and self._tell_gap(follower.market, since, missing[1])
+        )
         inserted, late = 0, False
         async for page in trade_pages(
             self._exchange, follower.symbol, from_ms(since),
             None if until is None else from_ms(until),
-            grace=self._grace, id_space=follower.space,
+            grace=self._grace, id_space=follower.space, known_from=follower.first_id,
         ):  # fmt: skip
             is_whole = page.status is PageStatus.ANSWERED
             stretch = (page.since, page.until)
@@ -186,7 +195,7 @@ class Refiller:
             follower.has_read(to_ms(page.until))
         # What is caught up with at the beginning of a run says nothing about the stream.
         turn.asked_s, turn.run, late = time.monotonic(), run, late and turn.run == run
-        if told or inserted:
+        if told or (inserted and not is_apart):
             self._tell_refilled(follower.market, since, follower.whole_until, inserted, "trades")
         if follower.missing is not None:
             turn.at_s = turn.asked_s + AGAIN_S

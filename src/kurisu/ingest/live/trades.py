@@ -2,7 +2,8 @@
 
 A stream begins somewhere in the middle, and a connection that breaks leaves a hole. So a stretch
 is whole only from where REST has been read beyond the first trade of an unbroken run, up to the
-newest trade that is stored. Where ids are consecutive, a jump breaks the run, too.
+newest trade that is stored. Where ids are consecutive, a jump breaks the run, too; and so does a
+row that is several trades of REST.
 
 Times are milliseconds since 1970.
 """
@@ -31,8 +32,9 @@ class TradeFollower:
     gapless: ids are consecutive. usual_space: of the exchange's ids. space: of this market's; None
         until its first trades tell.
     whole_until: everything before it is stored, from where the market was begun on.
-    first: time of the first trade of this run; None before it. joined: REST has been read beyond
-        it. run: counts the runs. stored: newest time of this run that is stored.
+    first, first_id: time and id of the first trade of this run; None before it. joined: REST has
+        been read beyond it. run: counts the runs. stored: newest time of this run that is stored.
+    is_apart: this run began with a row that is several trades of REST.
     heard_s: when the stream brought something last. connected_s: since when the connection stands.
     claims: stretches that are whole by the stream, and not stated yet.
     """
@@ -43,7 +45,9 @@ class TradeFollower:
     whole_until: int
     space: IdSpace | None = None
     first: int | None = None
+    first_id: str | None = None
     joined: bool = False
+    is_apart: bool = False
     run: int = 0
     stored: int | None = None
     newest: int | None = None
@@ -76,8 +80,8 @@ class TradeFollower:
 
     def _break(self) -> None:
         self.run += 1
-        self.first = self.stored = self.newest = self._last_id = None
-        self.joined = False
+        self.first = self.first_id = self.stored = self.newest = self._last_id = None
+        self.joined = self.is_apart = False
         self._held = []
 
     def receive(self, rows: Sequence[TradeRow], now_s: float) -> list[TradeRow]:
@@ -91,12 +95,21 @@ class TradeFollower:
             self.space = self.usual_space if has_ids else IdSpace.DERIVED
         if self.gapless:
             return self._consecutive(rows)
-        if self.first is None:
-            self._begin(min(row.time_ms for row in rows))
+        ready = [row for row in rows if row.parts == 1]
+        if len(ready) < len(rows):
+            # The parts are asked from REST: a run begins with the last of them.
+            self._break()
+            apart = [row for row in rows if row.parts > 1]
+            self._begin(max(row.time_ms for row in apart), apart[-1].trade_id)
+            self.is_apart = True
+        elif self.first is None:
+            self._begin(min(row.time_ms for row in rows), rows[0].trade_id)
         self.newest = max(self.newest or 0, *(row.time_ms for row in rows))
         if self.space is not IdSpace.DERIVED:
-            return list(rows)
-        return self._hold([*self._held, *rows], self.newest)
+            return ready
+        # A repetition is told by the stream's ids, while the rows are here.
+        held = {row.trade_id or object(): row for row in (*self._held, *ready)}
+        return self._hold(list(held.values()), self.newest)
 
     def release(self, now_s: float) -> list[TradeRow]:
         """Rows that were held back, once their millisecond is surely whole."""
@@ -105,10 +118,10 @@ class TradeFollower:
         return self._hold(self._held, (self.newest or 0) + 1)
 
     def _hold(self, rows: Sequence[TradeRow], until: int) -> list[TradeRow]:
-        """Hold back the newest millisecond. The first of the run is left to REST: it may have
-        begun before the stream did."""
+        """Hold back the newest millisecond. The first of the run, and what is late, is left to
+        REST: it may have begun before the stream did."""
         self._held = [row for row in rows if row.time_ms >= until]
-        return [row for row in rows if row.time_ms < until and row.time_ms != self.first]
+        return [row for row in rows if (self.first or 0) < row.time_ms < until]
 
     def _consecutive(self, rows: Sequence[TradeRow]) -> list[TradeRow]:
         found = []
@@ -119,15 +132,15 @@ class TradeFollower:
             if self._last_id is not None and at != self._last_id + 1:
                 self._break()
             if self.first is None:
-                self._begin(row.time_ms)
+                self._begin(row.time_ms, row.trade_id)
             self._last_id = at
             self.newest = row.time_ms
             found.append(row)
         return found
 
-    def _begin(self, at: int) -> None:
+    def _begin(self, at: int, trade_id: str | None) -> None:
         """A run begins; perhaps, with older trades first, before what is whole."""
-        self.first = at
+        self.first, self.first_id = at, trade_id
         self.joined = at < self.whole_until
 
     def has_stored(self, run: int, until: int) -> None:
