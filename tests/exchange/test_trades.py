@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from kurisu.domain.trade import IdSpace
 from kurisu.errors import BadAnswer, ExchangeError
+from kurisu.exchange import trades
 from kurisu.exchange.candles import PageStatus
 from kurisu.exchange.clock import from_ms, to_ms
 from kurisu.exchange.port import Exchange, TradeAnswer, TradeQuery, TradeRow
@@ -35,6 +36,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "id": GAPLESS,
     "cursor": {"trade_paging": TradePaging.CURSOR},
     "time": {"trade_paging": TradePaging.TIME},
+    "back": {"trade_paging": TradePaging.BACK, "trade_back_limit": 20},
     "window": {"trade_paging": TradePaging.WINDOW},
 }
 PEPE = data.pepe_agg_trades()
@@ -273,6 +275,51 @@ async def test_a_venue_without_history(first_id: int | None) -> None:
     assert values(rows_of(pages)) == trade_rows(wanted)
 
 
+@pytest.mark.parametrize("is_refused", [False, True])
+async def test_a_venue_that_is_walked_back(is_refused: bool) -> None:
+    """OKX: pages before an id. Where they are refused, the newest are what there is."""
+    ticks = data.generated_ticks(5, START_MS, 2_000)
+    venue = Venue(trade_limit=50, trade_paging=TradePaging.BACK, trade_back_limit=20)
+    exchange = FakeExchange(
+        venue, ticks[-1].time_ms + 1, tape=Tape(ticks), refuses_back=is_refused
+    )  # fmt: skip
+    pages = await walk(exchange, ticks[700].time_ms)
+    check(pages, ticks[700].time_ms, ticks[-1].time_ms + 1)
+    if is_refused:
+        assert [page.status for page in pages] == [PageStatus.UNAVAILABLE, PageStatus.ANSWERED]
+        wanted = [tick for tick in ticks if tick.time_ms > ticks[-50].time_ms]
+    else:
+        assert {page.status for page in pages} == {PageStatus.ANSWERED}
+        wanted = [tick for tick in ticks if tick.time_ms >= ticks[700].time_ms]
+    assert values(rows_of(pages)) == trade_rows(wanted)
+    exchange.requests = 0
+    await walk(exchange, ticks[300].time_ms, ticks[310].time_ms)
+    # Not from the newest on.
+    assert exchange.requests < 10
+
+
+async def test_a_history_that_does_not_reach_so_far_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And windows with more trades than are kept at once."""
+    monkeypatch.setattr(trades, "BACK_ROWS", 100)
+    monkeypatch.setattr(trades, "MOST_BACK_ROWS", 150)
+    ticks = data.generated_ticks(5, START_MS, 1_000, busy=0.0)
+    hidden_ms = ticks[400].time_ms
+    series = Series([Bar(START_MS + n * 60_000, *[Decimal(1)] * 5) for n in range(10_000)])
+    venue = Venue(trade_limit=50, trade_paging=TradePaging.BACK, trade_back_limit=20)
+    exchange = FakeExchange(
+        venue, ticks[-1].time_ms + 1, tape=Tape(ticks), series=series,
+        trades_hidden_before_ms=hidden_ms,
+    )  # fmt: skip
+    pages = await walk(exchange)
+    check(pages, START_MS, ticks[-1].time_ms + 1)
+    known = [page for page in pages if page.status is PageStatus.ANSWERED]
+    assert from_ms(hidden_ms) <= known[0].since <= from_ms(hidden_ms + 1)
+    assert all(page.table.num_rows == 0 for page in pages if page not in known)
+    assert values(rows_of(known)) == trade_rows(
+        [tick for tick in ticks if from_ms(tick.time_ms) >= known[0].since]
+    )
+
+
 @pytest.mark.parametrize("first_id", [1, None])
 async def test_a_page_that_ends_between_trades_of_one_nanosecond(first_id: int | None) -> None:
     """Kraken: what one order fills has one time, and the cursor is a time."""
@@ -304,6 +351,26 @@ async def test_few_newest_trades_reach_up_to_where_the_caller_has_them(met: str 
     ]
     # What is younger is not claimed; next time it may be gone.
     assert values(rows_of(pages)) == trade_rows(ticks[255:])
+
+
+async def test_trades_that_are_alike_and_gone_when_asked_for_again() -> None:
+    """KuCoin: a hundred trades, which are others a moment later."""
+    ticks = [
+        Tick(None, START_MS + 10 * (n // 2), Decimal(n // 2 + 1), Decimal(1), "buy")
+        for n in range(300)
+    ]  # fmt: skip
+    venue = Venue(trade_limit=50, trade_paging=TradePaging.NONE, trade_id_space=IdSpace.DERIVED)
+
+    class Passing(FakeExchange):
+        async def fetch_trades(self, symbol: str, query: TradeQuery) -> TradeAnswer:
+            self.now_ms += 100
+            return await super().fetch_trades(symbol, query)
+
+    exchange = Passing(venue, START_MS + 900, tape=Tape(ticks))
+    (page,) = await walk(exchange, START_MS + 780, grace=timedelta(milliseconds=20))
+    wanted = [tick for tick in ticks if from_ms(tick.time_ms) < page.until]
+    assert values(rows_of([page])) == trade_rows(wanted[2 * 78 :])
+    assert page.table.num_rows > 10
 
 
 @pytest.mark.parametrize("after", [1, 5, 40])

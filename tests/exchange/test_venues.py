@@ -230,9 +230,30 @@ def kucoin_trades(path: str, query: Query) -> Any:
     ]}  # fmt: skip
 
 
+def okx_trades(path: str, query: Query) -> Any:
+    """The newest five hundred, or a hundred before an id or a time."""
+    before, most = 10**15, 500
+    if path.endswith("history-trades"):
+        before, most = int(query["after"]), 100
+    by_id = query.get("type") != "2"
+    found = [t for t in TICKS if (t.id if by_id else t.time_ms) < before and t.time_ms <= NOW_MS]
+    return {"code": "0", "msg": "", "data": [
+        {"instId": "XY", "side": t.side, "sz": str(t.amount), "px": str(t.price), "source": "0",
+         "tradeId": str(t.id), "ts": str(t.time_ms)}
+        for t in found[-min(most, int(query["limit"])):][::-1]
+    ]}  # fmt: skip
+
+
 TRADES: Final[dict[str, Callable[[str, Query], Any]]] = {
     answer.__name__.removesuffix("_trades"): answer
-    for answer in (coinbase_trades, mexc_trades, bitget_trades, deribit_trades, kucoin_trades)
+    for answer in (
+        coinbase_trades,
+        mexc_trades,
+        bitget_trades,
+        deribit_trades,
+        kucoin_trades,
+        okx_trades,
+    )
 }
 
 

@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import TypeVar
 
 from exchange_server.truth import LENGTH_MS, Bar, Series, Tape, Tick
+from kurisu.errors import ExchangeRefused
 from kurisu.exchange.clock import from_ms
 from kurisu.exchange.markets import MarketListing
 from kurisu.exchange.port import CandleRow, TradeAnswer, TradeQuery, TradeRow
@@ -34,6 +35,7 @@ class FakeExchange:
     repeats: share of rows that come twice. lost: share of answers that come empty at first.
     hour_windows: a request for trades by time covers an hour. ignored: what a request for trades
         says in vain, of since and until. trades_hidden_before_ms: older trades are not given.
+    refuses_back: requests for trades before others are refused.
     seconds: times in requests for trades are cut to seconds, and the end is no part.
     """
 
@@ -54,6 +56,7 @@ class FakeExchange:
     hour_windows: bool = False
     ignored: frozenset[str] = frozenset()
     trades_hidden_before_ms: int = 0
+    refuses_back: bool = False
     seconds: bool = False
     seed: int = 0
     requests: int = 0
@@ -113,6 +116,16 @@ class FakeExchange:
         elif query.cursor is not None:
             after = int(query.cursor)
             found = [t for t in self.tape.visible(self.now_ms) if t.time_ns > after][:limit]
+        elif query.before_id is not None or query.before_ms is not None:
+            if self.refuses_back:
+                raise ExchangeRefused(self.name, "there is no such endpoint")
+            old = [
+                tick for tick in self.tape.visible(self.now_ms)
+                if tick.time_ms >= self.trades_hidden_before_ms
+                and (query.before_id is None or (tick.id or 0) < query.before_id)
+                and (query.before_ms is None or tick.time_ms < query.before_ms)
+            ]  # fmt: skip
+            found = old[-min(limit, self.venue.trade_back_limit) :]
         elif query.since_ms is not None and "since" not in self.ignored:
             since = max(query.since_ms, self.trades_hidden_before_ms)
             until = None if "until" in self.ignored else query.until_ms

@@ -47,6 +47,10 @@ T = TypeVar("T")
 #: Where the trade id stands in Kraken's rows; older recordings end before it, and CCXT appends
 #: the cursor to the last row, where it must not be taken for an id.
 _KRAKEN_ID: Final = 6
+#: How OKX is asked for older trades, the only venue so far that is walked back.
+_OKX_HISTORY: Final = "publicGetMarketHistoryTrades"
+_OKX_BY_ID: Final = "1"
+_OKX_BY_TIME: Final = "2"
 #: Where venues put the nanoseconds of a trade.
 _NANOSECONDS: Final = ("time", "ts")
 _NS_PER_MS: Final = 1_000_000
@@ -175,6 +179,10 @@ class CcxtExchange:
             params["since"] = query.cursor
         if query.until_ms is not None:
             params["until"] = query.until_ms
+        before = query.before_id if query.before_id is not None else query.before_ms
+        if before is not None:
+            kind = _OKX_BY_ID if query.before_id is not None else _OKX_BY_TIME
+            params |= {"method": _OKX_HISTORY, "type": kind, "after": str(before)}
 
         async def ask() -> TradeAnswer:
             trades = await self.client.fetch_trades(symbol, query.since_ms, query.limit, params)

@@ -85,15 +85,19 @@ class TradeAnswer(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TradeQuery:
-    """Which trades: from an id, after a cursor, in a window of time, or (nothing set) the newest.
+    """Which trades: from an id, after a cursor, in a window of time, the newest before an id or a
+    time, or (nothing set) the newest.
 
-    since_ms, until_ms: inclusive. limit: rows at most; None for the venue's own.
+    since_ms, until_ms: inclusive; before_id, before_ms: exclusive. limit: rows at most; None for
+    the venue's own.
     """
 
     from_id: int | None = None
     cursor: str | None = None
     since_ms: int | None = None
     until_ms: int | None = None
+    before_id: int | None = None
+    before_ms: int | None = None
     limit: int | None = None
 
 

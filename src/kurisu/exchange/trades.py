@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Final
@@ -19,7 +19,14 @@ import pyarrow as pa
 from kurisu.domain.money import parse_decimal
 from kurisu.domain.timeframe import TIMEFRAMES
 from kurisu.domain.trade import IdSpace, cost_of, derived_ids
-from kurisu.errors import BadAnswer, IdSpaceConflict, IndistinctTrades, InvalidArgument
+from kurisu.errors import (
+    BadAnswer,
+    ExchangeRefused,
+    IdSpaceConflict,
+    IndistinctTrades,
+    InvalidArgument,
+    NotOffered,
+)
 from kurisu.exchange.candles import PageStatus, exact_column
 from kurisu.exchange.clock import from_ms, to_ms
 from kurisu.exchange.port import Exchange, TradeAnswer, TradeQuery, TradeRow
@@ -32,6 +39,9 @@ LONGEST_WINDOW_MS: Final = 7 * 24 * HOUR_MS
 #: No venue gives fewer trades than this in an answer that is full.
 FEWEST_ROWS: Final = 20
 SECOND_MS: Final = 1_000
+#: Trades of a window that is walked from its end back: so many are aimed at, and kept at most.
+BACK_ROWS: Final = 10_000
+MOST_BACK_ROWS: Final = 50_000
 #: How often an answer with rows that are alike and have no ids is asked for again.
 DOUBTS: Final = 2
 
@@ -81,6 +91,7 @@ async def trade_pages(
         TradePaging.ID: walk.by_id,
         TradePaging.CURSOR: walk.by_cursor,
         TradePaging.TIME: walk.by_time,
+        TradePaging.BACK: walk.by_back,
         TradePaging.WINDOW: walk.by_window,
         TradePaging.NONE: walk.newest,
     }
@@ -301,9 +312,78 @@ class _Walk:
         return False
 
     async def newest(self) -> AsyncIterator[TradePage]:
-        """There is no history; only the newest trades can be had. Venues: bybit, okx, ..."""
+        """There is no history; only the newest trades can be had. Venues: bybit, kucoin, ..."""
         end = await self._end()
         rows = self._from(0, await self._ask(TradeQuery(limit=self._limit)))
+        end, last = self._reach(end, rows)
+        # The oldest millisecond of the answer may be cut; if it lies before, nothing is.
+        first = rows[0].time_ms + 1 if rows else end
+        first = min(max(first, self._since), end)
+        if first > self._since:
+            yield self._page(self._since, first, [], status=PageStatus.UNAVAILABLE)
+        found = [row for row in rows if first <= row.time_ms < last]
+        if first < end or found:
+            yield self._page(first, end, found)
+
+    async def by_back(self) -> AsyncIterator[TradePage]:
+        """Window by window, each from its end back to its beginning. Venue: okx."""
+        at, end = self._since, await self._end()
+        newest = self._from(0, await self._ask(TradeQuery(limit=self._limit)))
+        lasted = newest[-1].time_ms - newest[0].time_ms if newest else 0
+        width = lasted * BACK_ROWS // max(1, len(newest))
+        while True:
+            width = min(max(width, SECOND_MS), LONGEST_WINDOW_MS)
+            until = last = min(at + width, end)
+            is_last = until == end and self._until is None
+            rows: list[TradeRow] | None = newest
+            if is_last or not newest or newest[0].time_ms < until:
+                until, last = self._reach(end, newest)
+            else:
+                rows = await self._back(TradeQuery(before_ms=until))
+            older = rows
+            while rows and older and rows[0].time_ms >= at and len(rows) <= MOST_BACK_ROWS:
+                older = await self._back(TradeQuery(before_id=min(map(_id, rows))))
+                rows = [*(older or []), *rows]
+            if rows and rows[0].time_ms >= at and len(rows) > MOST_BACK_ROWS and width > SECOND_MS:
+                width = (until - at) // 4
+                continue
+            rows, until = rows or [], max(at, until)
+            first = min(rows[0].time_ms if rows else until, until)
+            if first > at and (older is None or await self._traded(at, first)):
+                # The history does not reach so far back; its first millisecond may be cut.
+                first = min(first + 1, until)
+                yield self._page(at, first, [], status=PageStatus.UNAVAILABLE)
+                at = first
+            found = [row for row in rows if at <= row.time_ms < last]
+            if at < until or found:
+                yield self._page(at, until, found)
+            if until >= end:
+                return
+            at = until
+            if len(rows) < BACK_ROWS // 2:
+                width *= 2
+
+    async def _back(self, query: TradeQuery) -> list[TradeRow] | None:
+        """The rows before a time or an id, the newest of them; None if the venue refuses."""
+        try:
+            rows = await self._ask(replace(query, limit=self._exchange.venue.trade_back_limit))
+        except (ExchangeRefused, NotOffered):
+            return None
+        id_, time_ms = query.before_id, query.before_ms
+        if any(
+            (id_ is not None and _id(row) >= id_)
+            or (time_ms is not None and row.time_ms >= time_ms)
+            for row in rows
+        ):
+            # It knows nothing of the question.
+            return None
+        return sorted(rows, key=lambda row: (row.time_ms, _order(row)))
+
+    def _reach(self, end: int, rows: Sequence[TradeRow]) -> tuple[int, int]:
+        """Of the newest rows: up to when they are whole, and up to when they can be handed on.
+
+        end: up to when they are for being older than the grace.
+        """
         if rows:
             # Few rows may all be younger than the grace. Half of it is for trades that come late,
             # half for an answer that is old, and of that its newest row tells.
@@ -313,17 +393,9 @@ class _Walk:
         if met and rows[-1].time_ms > met[0]:
             # What lies before that trade is here, what comes after it the caller has.
             end = max(end, self._bounded(met[0] + 1))
-        # The oldest millisecond of the answer may be cut; if it lies before, nothing is.
-        first = rows[0].time_ms + 1 if rows else end
-        first = min(max(first, self._since), end)
-        if first > self._since:
-            yield self._page(self._since, first, [], status=PageStatus.UNAVAILABLE)
         # Next time they may be gone: what is younger comes along, where ids tell it apart.
         has_ids = self._space is not IdSpace.DERIVED and all(row.trade_id for row in rows)
-        last = self._bounded(rows[-1].time_ms + 1) if rows and has_ids else end
-        found = [row for row in rows if first <= row.time_ms < last]
-        if first < end or found:
-            yield self._page(first, end, found)
+        return end, self._bounded(rows[-1].time_ms + 1) if rows and has_ids else end
 
     def _bounded(self, until: int) -> int:
         return until if self._until is None else min(until, self._until)
@@ -373,16 +445,19 @@ class _Walk:
         alike = {row: count for row, count in counts.items() if count > 1 and row.trade_id is None}
         if not alike:
             return answer
+        first = min(row.time_ms for row in answer.rows)
         for _ in range(DOUBTS):
             again = (await self._exchange.fetch_trades(self._symbol, query)).rows
             if not again:
                 continue
-            # An answer that is cut says nothing of what is behind its end.
+            # An answer that is cut says nothing of what is behind its end; and the newest trades
+            # are others by now, and say nothing of what is before their beginning.
             whole = len(again) >= len(counts)
             end = max(row.time_ms for row in again)
+            begin = min(row.time_ms for row in again)
             found = Counter(again)
             for row, count in alike.items():
-                if whole or row.time_ms < end:
+                if (whole or row.time_ms < end) and (begin <= first or begin < row.time_ms):
                     alike[row] = min(count, max(1, found[row]))
         rows = []
         for row in answer.rows:

@@ -24,6 +24,7 @@ class TradePaging(StrEnum):
     ID = "id"  # from an id on
     CURSOR = "cursor"  # after a cursor that each answer gives
     TIME = "time"  # from a time on, inclusive, oldest first; repetitions are dropped by id
+    BACK = "back"  # from a time or an id back
     WINDOW = "window"  # within a window, which is halved until what lies in it fits in an answer
     NONE = "none"  # there is no history, only the newest trades
 
@@ -40,6 +41,7 @@ class Venue:
         for all. Asked for older ones the venue refuses.
     contract_limit_alone: a limit makes the venue ignore `since` for contracts.
     trade_paging, trade_limit: see TradePaging.
+    trade_back_limit: rows of an answer that goes back.
     trade_window_ms: longest window of one request by time; None for any.
     trades_open_ended: a request by time surely goes on to the newest trade, so that an answer
         without rows is the end or a fault, and never a quiet hour.
@@ -60,6 +62,7 @@ class Venue:
     contract_limit_alone: bool = False
     trade_paging: TradePaging = TradePaging.WINDOW
     trade_limit: int = CAUTIOUS_LIMIT
+    trade_back_limit: int = CAUTIOUS_LIMIT
     trade_window_ms: int | None = None
     trades_open_ended: bool = False
     trade_id_space: IdSpace = IdSpace.RAW
@@ -114,7 +117,7 @@ VENUES: Final[dict[str, Venue]] = {
     ),
     "okx": Venue(
         candle_limit=300,
-        trade_paging=TradePaging.NONE,
+        trade_paging=TradePaging.BACK,
         trade_limit=500,
         # The channel trades has one message for all that an order of a taker filled at a price,
         # with the id of the last of them and the sum of their amounts.

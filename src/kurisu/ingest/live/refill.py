@@ -39,6 +39,7 @@ LONGEST_WAIT_S: Final = 60.0
 DATABASE_WAIT_S: Final = 2.0
 
 SOURCE: Final = "rest"
+_NEWEST_FIRST: Final = (TradePaging.NONE, TradePaging.BACK)
 
 
 @dataclass(slots=True)
@@ -144,7 +145,7 @@ class Refiller:
         missing, run = follower.missing, follower.run
         since = follower.whole_until
         # The newest trades are one request, however far they are asked for.
-        is_open = missing is None or self._exchange.venue.trade_paging is TradePaging.NONE
+        is_open = missing is None or self._exchange.venue.trade_paging in _NEWEST_FIRST
         until = None if is_open or missing is None else missing[1]
         # Trades as young as this may still be under way on the stream, too.
         expected = to_ms(await self._exchange.now()) - LATE_MS
