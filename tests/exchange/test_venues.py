@@ -235,8 +235,10 @@ def okx_trades(path: str, query: Query) -> Any:
     before, most = 10**15, 500
     if path.endswith("history-trades"):
         before, most = int(query["after"]), 100
-    by_id = query.get("type") != "2"
-    found = [t for t in TICKS if (t.id if by_id else t.time_ms) < before and t.time_ms <= NOW_MS]
+    by_time = query.get("type") == "2"
+    found = [
+        t for t in TICKS if (t.time_ms if by_time else t.id or 0) < before and t.time_ms <= NOW_MS
+    ]
     return {"code": "0", "msg": "", "data": [
         {"instId": "XY", "side": t.side, "sz": str(t.amount), "px": str(t.price), "source": "0",
          "tradeId": str(t.id), "ts": str(t.time_ms)}
