@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from decimal import Decimal
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 import ccxt
 import pytest
@@ -17,7 +18,9 @@ from kurisu.domain.order import OrderType
 from kurisu.errors import InvalidArgument, NotOffered, OrderOutcomeUnknown, OrderRejected
 from kurisu.exchange.calls import RetryPolicy
 from kurisu.exchange.ccxt_adapter import CcxtExchange
+from kurisu.exchange.clock import from_ms
 from kurisu.exchange.private import CcxtAccount
+from kurisu.exchange.private_pages import execution_windows, order_windows
 from kurisu.exchange.private_port import NewOrder, RecordQuery
 from kurisu.exchange.private_venues import PRIVATE_VENUES
 from kurisu.exchange.settings import ExchangeSettings
@@ -238,3 +241,133 @@ def nothing_but(answer: bool) -> Any:
         return answer
 
     return call
+
+
+#: A market order that took many small ones: more fills in one millisecond than a page has rows.
+FILLS, AT_MS = 230, 1_700_000_450_000
+
+
+def okx_fills(asked: dict[str, str]) -> Any:
+    before = int(asked.get("after", FILLS))
+    rows = [
+        {"instId": "BTC-USDT", "ordId": "7", "tradeId": str(n), "billId": str(n), "side": "buy",
+         "fillPx": "2", "fillSz": "0.1", "fee": "-0.0001", "feeCcy": "BTC", "execType": "T",
+         "ts": str(AT_MS)}
+        for n in range(before - 1, max(before - 1 - 100, -1), -1)
+    ]  # fmt: skip
+    return {"code": "0", "data": rows}
+
+
+def kucoin_fills(asked: dict[str, str]) -> Any:
+    before = int(asked.get("lastId", FILLS))
+    rows = [
+        {"id": n, "tradeId": n + 10**15, "symbol": "BTC-USDT", "orderId": "7", "side": "buy",
+         "liquidity": "taker", "price": "2", "size": "0.1", "funds": "0.2", "fee": "0.0002",
+         "feeCurrency": "USDT", "type": "limit", "createdAt": AT_MS}
+        for n in range(before - 1, max(before - 1 - int(asked.get("limit", "20")), -1), -1)
+    ]  # fmt: skip
+    return {"code": "200000", "data": {"items": rows, "lastId": rows[-1]["id"] if rows else 0}}
+
+
+def coinbase_fills(asked: dict[str, str]) -> Any:
+    start = int(asked.get("cursor", "0"))
+    end = min(start + int(asked["limit"]), FILLS)
+    rows = [
+        {"trade_id": str(n), "order_id": "7", "trade_time": "2023-11-14T22:20:50.000123Z",
+         "product_id": "BTC-USDT", "price": "2", "size": "0.1", "commission": "0.0002",
+         "size_in_quote": False, "side": "BUY", "liquidity_indicator": "TAKER"}
+        for n in range(start, end)
+    ]  # fmt: skip
+    return {"fills": rows, "cursor": str(end) if end < FILLS else ""}
+
+
+@pytest.mark.parametrize(
+    ("venue", "answer"),
+    [("okx", okx_fills), ("kucoin", kucoin_fills), ("coinbase", coinbase_fills)],
+)
+async def test_more_fills_at_once_than_a_page_shows(venue: str, answer: Any) -> None:
+    async def fetch(url: str, method: str = "GET", headers: Any = None, body: Any = None) -> Any:
+        return answer(asked_in(url)) if "fills" in url else {"code": "200000", "data": {}}
+
+    async with account_at(venue) as (account, _):
+        account._fetch = fetch
+        account._client.options = {**account._client.options, "hf": True, "uta": False}
+        since, until = from_ms(AT_MS - 3_600_000), from_ms(AT_MS + 3_600_000)
+        found = [
+            row.trade_id
+            async for window in execution_windows(account, SPOT, since, until)
+            for row in window.rows
+        ]
+    assert len(found) == len(set(found)) == FILLS
+
+
+async def test_ended_orders_of_kucoin_are_shown_as_many_as_asked_for() -> None:
+    """hf/orders/done shows 20 of them unless it is given a limit; CCXT gives it a pageSize."""
+    rows = [
+        {"id": f"{n:x}", "symbol": "BTC-USDT", "type": "limit", "side": "buy", "price": "2",
+         "size": "1", "dealSize": "0", "dealFunds": "0", "cancelExist": True, "active": False,
+         "createdAt": AT_MS + n}
+        for n in range(130)
+    ]  # fmt: skip
+
+    async def fetch(url: str, method: str = "GET", headers: Any = None, body: Any = None) -> Any:
+        if "orders/done" not in url:
+            return {"code": "200000", "data": []}
+        asked = asked_in(url)
+        start = int(asked.get("lastId", "0"))
+        end = start + int(asked.get("limit", "20"))
+        return {"code": "200000", "data": {"items": rows[start:end], "lastId": end}}
+
+    async with account_at("kucoin") as (account, _):
+        account._fetch = fetch
+        account._client.options = {**account._client.options, "hf": True, "uta": False}
+        since, until = from_ms(AT_MS - 3_600_000), from_ms(AT_MS + 3_600_000)
+        (window,) = [w async for w in order_windows(account, SPOT, since, until)]
+    assert len(window.rows) == 130
+
+
+async def test_canceled_orders_of_okx_are_looked_for_in_its_archive() -> None:
+    """CCXT asks for them in the list of the last seven days only."""
+    lists: list[tuple[str, str]] = []
+
+    async def fetch(url: str, method: str = "GET", headers: Any = None, body: Any = None) -> Any:
+        lists.append((url.partition("?")[0].rpartition("/")[2], asked_in(url).get("state", "")))
+        return {"code": "0", "data": []}
+
+    async with account_at("okx") as (account, _):
+        account._fetch = fetch
+        await account.fetch_orders(SPOT, RecordQuery(1_700_000_000_000, 1_700_000_900_000))
+    assert sorted(lists) == [
+        ("orders-history", "canceled"),
+        ("orders-history", "filled"),
+        ("orders-history-archive", "canceled"),
+        ("orders-history-archive", "filled"),
+        ("orders-pending", ""),
+    ]
+
+
+async def test_balances_of_coinbase_are_those_of_all_pages_with_what_is_held() -> None:
+    """CCXT's default is one page of v2/accounts."""
+    pages = {"": ("AAA", "1.5", "p2"), "p2": ("BBB", "0.000000000000000001", "")}
+
+    async def fetch(url: str, method: str = "GET", headers: Any = None, body: Any = None) -> Any:
+        assert "/api/v3/brokerage/accounts" in url
+        asset, free, following = pages[asked_in(url).get("cursor", "")]
+        account = {
+            "uuid": asset, "name": f"{asset} Wallet", "type": "ACCOUNT_TYPE_CRYPTO",
+            "available_balance": {"value": free, "currency": asset},
+            "hold": {"value": "0.25", "currency": asset},
+        }  # fmt: skip
+        return {"accounts": [account], "has_next": bool(following), "cursor": following}
+
+    async with account_at("coinbase") as (account, _):
+        account._fetch = fetch
+        found = await account.fetch_balances()
+    assert [(one.asset, one.total, one.used) for one in found] == [
+        ("AAA", Decimal("1.75"), Decimal("0.25")),
+        ("BBB", Decimal("0.250000000000000001"), Decimal("0.25")),
+    ]
+
+
+def asked_in(url: str) -> dict[str, str]:
+    return dict(parse_qsl(urlsplit(url).query))

@@ -55,7 +55,7 @@ class FakeAccount:
         is_full = len(found) >= self.limit
         offset = str(int(query.cursor or 0) + len(found))
         return ExecutionPage(
-            tuple(found), (), is_full, offset if self.private.cursor and is_full else None
+            tuple(found), (), is_full, offset if self.private.trade_cursor and is_full else None
         )
 
     def _inside(self, query: RecordQuery, time_ms: int) -> bool:
@@ -80,7 +80,7 @@ venues = st.sampled_from(
         PrivateVenue(id_paging=True, trade_window_ms=5_000),
         PrivateVenue(trade_window_ms=7_000),
         PrivateVenue(),
-        PrivateVenue(cursor=Cursor.OFFSET, time_margin_ms=2_000),
+        PrivateVenue(trade_cursor=Cursor("ofs"), time_margin_ms=2_000),
     ]
 )
 
@@ -97,7 +97,7 @@ def test_every_fill_is_found(
     if since is None and not venue.id_paging:
         since = -100  # not 90 days of seconds
     crowded = max((times.count(at) for at in times), default=0)
-    account = FakeAccount(fills, venue, limit, newest_first, seconds=venue.cursor is not None)
+    account = FakeAccount(fills, venue, limit, newest_first, seconds=venue.trade_cursor is not None)
     start = None if since is None else from_ms(START + since)
     until = from_ms(START + 41_000)
     found: dict[str, Execution] = {}
@@ -118,7 +118,7 @@ def test_every_fill_is_found(
     except BadAnswer:
         # More fills in one millisecond than a page has, and no way to ask for the rest.
         assert crowded >= limit
-        assert venue.cursor is None
+        assert venue.trade_cursor is None
         assert not venue.id_paging
         return
     wanted = {f.trade_id for f in fills if start is None or f.time >= start}
@@ -133,7 +133,7 @@ async def test_what_cannot_be_shown_is_an_error_not_a_loss() -> None:
     with pytest.raises(BadAnswer, match="more records at 2023-11-14T22:13:20"):
         async for _ in execution_windows(account, "X", from_ms(START - 9), from_ms(START + 9)):
             pass
-    account.private = replace(account.private, cursor=Cursor.OFFSET)
+    account.private = replace(account.private, trade_cursor=Cursor("ofs"))
     (window,) = [
         w async for w in execution_windows(account, "X", from_ms(START - 9), from_ms(START + 9))
     ]

@@ -172,6 +172,21 @@ def test_a_market_order_of_coinbase_by_its_cost() -> None:
     assert found.update.created_at == datetime(2026, 1, 1, 0, 0, 0, 123_000, UTC)
 
 
+def test_a_fill_of_coinbase_that_is_told_in_quote_units() -> None:
+    """The amount is what its order counts, 16 digits, and the price is Coinbase's."""
+    answer = {
+        "trade_id": "t-1", "order_id": "0a1b", "trade_time": "2026-01-01T00:00:00.123456Z",
+        "product_id": "ETH-USD", "price": "70356.25", "size": "6267.8429059523",
+        "commission": "37.6070574357138", "size_in_quote": True, "side": "BUY",
+        "liquidity_indicator": "TAKER",
+    }  # fmt: skip
+    (found,), unreadable = read_executions([parsed("coinbase", "trade", COINBASE, answer)])
+    assert unreadable == ()
+    assert found.amount == Decimal("0.0890872226128070")  # of ..280696455, not cut
+    assert (found.price, found.cost) == (Decimal("70356.25"), Decimal("6267.8429059523"))
+    assert found.fees == (Fee("USD", Decimal("37.6070574357138")),)
+
+
 KUCOIN = market_of("BTC/USDT", "BTC-USDT")
 
 

@@ -16,6 +16,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, Final, TypeVar
@@ -66,6 +67,9 @@ from kurisu.exchange.private_wallets import Wallets
 from kurisu.exchange.settings import SECRETS, ExchangeSettings
 
 T = TypeVar("T")
+
+#: Answers to what is asked for now, as they came.
+heard_now: ContextVar[list[Any] | None] = ContextVar("heard_now", default=None)
 
 #: Kraken's words, and Binance's for one that was canceled without a fill 90 days ago.
 _UNKNOWN_ORDER: Final = re.compile(r"EOrder:(Unknown|Invalid) order\b|has been archived")
@@ -155,14 +159,18 @@ class CcxtAccount:
         limit = self.private.lists_of(symbol).order_limit or CAUTIOUS_LIMIT
         rows: dict[str, Any] = {}
         is_full, cursor = False, None
-        for method, more in self._order_lists(query):
+        for method, more in self._order_lists(symbol, query, limit):
             if method == "fetch_open_orders":
                 # They are listed whole, and with the first page.
                 found = [] if query.cursor else await self._open_orders(symbol)
             else:
-                found = await self._records(method, symbol, query, limit, "orderId", more)
-                is_full |= len(found) >= limit
-                cursor = self._cursor(query, found) if len(found) >= limit else cursor
+                kind = self.private.order_cursor
+                found, answer = await self._records(
+                    method, symbol, query, limit, ("orderId", kind), more
+                )
+                goes_on, following = _following(kind, query, len(found), limit, answer)
+                is_full |= goes_on
+                cursor = following or cursor
             rows |= {str(row["id"]): row for row in found}
         orders, unreadable = read_all(
             [row for row in rows.values() if self._is_of(symbol, row)], "order", self._order
@@ -173,10 +181,12 @@ class CcxtAccount:
         """One request for fills."""
         await self._listed(symbol)
         limit = self.private.lists_of(symbol).trade_limit or CAUTIOUS_LIMIT
-        found = await self._records("fetch_my_trades", symbol, query, limit, "fromId")
+        kind = self.private.trade_cursor
+        found, answer = await self._records(
+            "fetch_my_trades", symbol, query, limit, ("fromId", kind)
+        )
         executions, unreadable = read_executions([row for row in found if self._is_of(symbol, row)])
-        is_full = len(found) >= limit
-        cursor = self._cursor(query, found) if is_full else None
+        is_full, cursor = _following(kind, query, len(found), limit, answer)
         return ExecutionPage(executions, unreadable, is_full, cursor)
 
     async def fetch_balances(self, wallets: Sequence[str] = ()) -> list[ReportedBalance]:
@@ -329,7 +339,11 @@ class CcxtAccount:
         if outgoing is not None and method != "GET":
             check_request(self.name, outgoing, url, body)
             outgoing.is_sent = True
-        return await self._fetch(url, method, headers, body)
+        answer = await self._fetch(url, method, headers, body)
+        heard = heard_now.get()
+        if heard is not None:
+            heard.append(answer)
+        return answer
 
     def _exchange_now(self) -> datetime | None:
         now_ms = self.exchange.clock.now_ms()
@@ -417,7 +431,9 @@ class CcxtAccount:
 
     # Lists
 
-    def _order_lists(self, query: RecordQuery) -> list[tuple[str, Mapping[str, str]]]:
+    def _order_lists(
+        self, symbol: str, query: RecordQuery, limit: int
+    ) -> list[tuple[str, Mapping[str, str]]]:
         """The lists of CCXT that together have every order, and what else they are asked with."""
         has = self._client.has
         if has.get("fetchOrders") is True:
@@ -436,19 +452,26 @@ class CcxtAccount:
         ]
         if not ended:
             raise NotOffered(self.name, "CCXT lists none of its past orders")
-        # OKX has a list of the last seven days, and another one of three months.
-        kinds: list[Mapping[str, str]] = [{}]
+        lists: list[tuple[str, Mapping[str, str]]] = [(method, {}) for method in ended]
         if self._client.id == "okx":
-            kinds.append({"method": "privateGetTradeOrdersHistoryArchive"})
-        return [
-            *((method, more) for method in ended for more in kinds),
-            ("fetch_open_orders", {}),
-        ]
+            # Beside the list of the last seven days it has one of three months, which CCXT's
+            # fetch_canceled_orders() does not ask for.
+            archive = {"method": "privateGetTradeOrdersHistoryArchive"}
+            lists += [
+                ("fetch_closed_orders", {**archive, "state": state})
+                for state in ("filled", "canceled")
+            ]
+        elif self._client.id == "kucoin" and ":" not in symbol:
+            # CCXT says pageSize, which hf/orders/done does not know: it shows 20 unless it is given
+            # a limit.
+            lists = [(method, {"limit": str(limit)}) for method in ended]
+        return [*lists, ("fetch_open_orders", {})]
 
     async def _open_orders(self, symbol: str) -> list[Any]:
         """Raises BadAnswer if there are more than the venue shows at once."""
         spot = (self._client.features or {}).get("spot") or {}
         limit = (spot.get("fetchOpenOrders") or {}).get("limit")
+        kind = self.private.order_cursor
         found: list[Any] = []
         params: dict[str, Any] = {}
         while True:
@@ -456,25 +479,14 @@ class CcxtAccount:
             async def ask(more: dict[str, Any] = params) -> Any:
                 return await self._client.fetch_open_orders(symbol, None, limit, more)
 
-            rows = await self._ask(ask)
+            rows, answer = await self._heard(ask)
             found += rows
             if limit is None or len(rows) < limit:
                 return found
-            cursor = self._cursor(RecordQuery(), rows)
-            if self.private.cursor is not Cursor.TOKEN or cursor is None:
+            cursor = kind.found_in(answer) if kind is not None and kind.at else None
+            if kind is None or not cursor:
                 raise BadAnswer(self.name, f"it shows {limit} open orders, and there may be more")
-            params = {Cursor.TOKEN.value: cursor}
-
-    def _cursor(self, query: RecordQuery, rows: list[Any]) -> str | None:
-        """Where a question goes on whose page was full."""
-        if self.private.cursor is Cursor.OFFSET:
-            return str(int(query.cursor or 0) + len(rows))
-        if self.private.cursor is Cursor.TOKEN:
-            told = [
-                row["info"].get("nextPageCursor") for row in rows if isinstance(row["info"], dict)
-            ]
-            return next((str(token) for token in reversed(told) if token), None)
-        return None
+            params = {kind.parameter: cursor}
 
     async def _records(
         self,
@@ -482,9 +494,12 @@ class CcxtAccount:
         symbol: str,
         query: RecordQuery,
         limit: int,
-        id_parameter: str,
+        names: tuple[str, Cursor | None],
         more: Mapping[str, str] | None = None,
-    ) -> list[Any]:
+    ) -> tuple[list[Any], Any]:
+        """Rows, and the answer that they are from. names: of the parameters of an id and of a next
+        page."""
+        id_parameter, kind = names
         params: dict[str, Any] = {**(more or {})}
         if query.until_ms is not None:
             if self._client.id == "kraken":
@@ -497,17 +512,27 @@ class CcxtAccount:
                 params["until"] = query.until_ms
         if query.from_id is not None:
             params[id_parameter] = query.from_id
-        if query.cursor is not None and self.private.cursor is not None:
-            params[self.private.cursor.value] = query.cursor
+        if query.cursor is not None and kind is not None:
+            params[kind.parameter] = query.cursor
         asked = None if self.private.all_markets else symbol
 
         async def ask() -> Any:
             return await getattr(self._client, method)(asked, query.since_ms, limit, params)
 
-        rows = await self._ask(ask)
+        rows, answer = await self._heard(ask)
         if not isinstance(rows, list):
             raise BadAnswer(self.name, f"{method} gave no list")
-        return rows
+        return rows, answer
+
+    async def _heard(self, make: Callable[[], Awaitable[Any]]) -> tuple[Any, Any]:
+        """What CCXT makes of an answer, and the answer itself: where its list goes on, CCXT does
+        not say."""
+        heard: list[Any] = []
+        token = heard_now.set(heard)
+        try:
+            return await self._ask(make), heard[-1] if heard else None
+        finally:
+            heard_now.reset(token)
 
     def _is_of(self, symbol: str, row: Any) -> bool:
         """CCXT takes a record of a market that it does not know, because it was delisted, for one
@@ -604,6 +629,20 @@ async def open_account(settings: ExchangeSettings, **more: Any) -> AsyncIterator
 
 def _all_rows(array: Any, *_: Any, **__: Any) -> list[Any]:
     return list(array)
+
+
+def _following(
+    kind: Cursor | None, query: RecordQuery, rows: int, limit: int, answer: object
+) -> tuple[bool, str | None]:
+    """Whether a list may go on behind a page, and its cursor."""
+    if rows < limit:
+        return False, None
+    if kind is None:
+        return True, None
+    if not kind.at:
+        return True, str(int(query.cursor or 0) + rows)
+    said = kind.found_in(answer)
+    return said != "", said or None
 
 
 def _plain_id(market_id: str) -> str:

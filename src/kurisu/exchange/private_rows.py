@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime
-from decimal import Decimal
+from decimal import ROUND_HALF_EVEN, Context, Decimal
 from typing import Any, Final, TypeVar
 
 from kurisu.domain.balance import Entry, EntryKind
@@ -24,6 +24,9 @@ from kurisu.ledger.arithmetic import round_to
 _T = TypeVar("_T")
 
 _LIMITS: Final = frozenset({"limit", "limit_maker", "post_only"})
+#: Digits of an amount that Coinbase books where an order was placed by its cost.
+_COINBASE_SCALE: Final = 16
+_DIVISION: Final = Context(prec=EXACT.prec, rounding=ROUND_HALF_EVEN)
 #: Of a fill that has none.
 _NO_ID: Final = "?"
 #: Under which venues name an order's type, in small letters and without underscores.
@@ -56,7 +59,7 @@ def read_executions(
 ) -> tuple[tuple[Execution, ...], tuple[Unreadable, ...]]:
     """Unified trades, and those that cannot be read. Where the venue gives a fill no id (HollaEx)
     it follows from what moved; so all fills of a millisecond have to be among them."""
-    named = ({**row, "id": row.get("id") or _NO_ID} for row in rows)
+    named = ({**_sized_in_base(row), "id": row.get("id") or _NO_ID} for row in rows)
     found, unreadable = read_all(named, "trade", Execution.from_ccxt)
     unnamed: dict[str, list[Execution]] = {}
     for execution in found:
@@ -70,6 +73,20 @@ def read_executions(
             for execution, derived in zip(fills, ids, strict=True)
         ]
     return tuple(executions), unreadable
+
+
+def _sized_in_base(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Coinbase tells the fills of an order that was placed by its cost in quote units. CCXT divides
+    them to 18 digits, and derives a price from that again; Coinbase rounds to 16, and its orders
+    are the sums of that."""
+    info = row.get("info")
+    if not isinstance(info, Mapping) or info.get("size_in_quote") is not True:
+        return row
+    cost, price = (parse_decimal(str(info.get(name))) for name in ("size", "price"))
+    if not cost or not price or number_fault(cost) or number_fault(price):
+        return row
+    amount = round_to(_DIVISION.divide(cost, price), _COINBASE_SCALE)
+    return {**row, "amount": amount, "price": price, "cost": cost}
 
 
 def read_all(

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 from kurisu.errors import InvalidArgument
 
@@ -39,11 +39,27 @@ class OrderLookup(StrEnum):
     NONE = "none"
 
 
-class Cursor(StrEnum):
-    """How a venue's lists go on, beside what CCXT unifies."""
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """How a venue's list goes on, beside what CCXT unifies.
 
-    OFFSET = "ofs"  # how many rows to skip
-    TOKEN = "cursor"  # noqa: S105  # what the last row's nextPageCursor says
+    parameter: that the next page is asked for with. at: where the answer says with which value,
+    keys and indices; () where it is the number of rows to skip.
+    """
+
+    parameter: str
+    at: tuple[str | int, ...] = ()
+
+    def found_in(self, answer: object) -> str | None:
+        """What an answer says; "" where it says that there is no more, None where it says nothing
+        about it."""
+        part: Any = answer
+        try:
+            for step in self.at:
+                part = part[step]
+        except (KeyError, IndexError, TypeError):
+            return None
+        return "" if part is None else str(part)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +110,8 @@ class PrivateVenue:
     all_markets: a request gives the records of every market, whichever was asked for.
     time_margin_ms: bounds in time are cut to whole seconds, or exclusive, or it is not known: ask
         for so much more on both ends.
-    cursor: how the next page of a question is asked for; None where it is not known.
+    trade_cursor, order_cursor: how the next page of a question for fills and for ended orders is
+        asked for; None where it is not known.
     newest_without_time: with neither time nor id it gives its newest records, and fewer than a
         page are all there are.
     id_paging: records can be asked for from an id on (CCXT's params: fromId, orderId).
@@ -120,10 +137,11 @@ class PrivateVenue:
     order_limit: int | None = None
     all_markets: bool = False
     time_margin_ms: int = 0
-    cursor: Cursor | None = None
+    trade_cursor: Cursor | None = None
+    order_cursor: Cursor | None = None
     newest_without_time: bool = False
     id_paging: bool = False
-    wallets: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    wallets: Mapping[str, Mapping[str, str | bool]] = field(default_factory=dict)
     settled: tuple[str, str, str] | None = None
     funding_sign: int | None = None
     funding_bounds: tuple[str, str] | None = None
@@ -165,6 +183,12 @@ class PrivateVenue:
 _UNKNOWN_MARGIN_MS: Final = 2_000
 #: The longest window of contracts' orders and fills: Binance's, Bybit's and KuCoin's is 7 days.
 _CONTRACTS_MS: Final = 7 * DAY_MS - 10
+
+_BYBIT_CURSOR: Final = Cursor("cursor", ("result", "nextPageCursor"))
+_COINBASE_CURSOR: Final = Cursor("cursor", ("cursor",))
+_KRAKEN_CURSOR: Final = Cursor("ofs")
+#: Of the spot lists of today's accounts; the lists that they replaced have numbered pages.
+_KUCOIN_CURSOR: Final = Cursor("lastId", ("data", "lastId"))
 
 _BINANCE: Final = PrivateVenue(
     # Binance's rule for newClientOrderId; sign() and create_order_request() hand it on.
@@ -219,7 +243,8 @@ PRIVATE_VENUES: Final[Mapping[str, PrivateVenue]] = {
         trade_limit=100,
         order_window_ms=_days(7),
         order_limit=50,
-        cursor=Cursor.TOKEN,  # add_pagination_cursor_to_result()
+        trade_cursor=_BYBIT_CURSOR,
+        order_cursor=_BYBIT_CURSOR,
         wallets={"unified": {}, "funding": {"type": "funding"}},
         funding_sign=-1,  # parse_income(): execFee, which is what was paid
     ),
@@ -237,6 +262,8 @@ PRIVATE_VENUES: Final[Mapping[str, PrivateVenue]] = {
         time_margin_ms=1,
         trade_window_ms=_days(90),
         trade_limit=100,
+        # A market order may have more fills in one millisecond than a page has rows.
+        trade_cursor=Cursor("after", ("data", -1, "billId")),
         order_window_ms=_days(90),
         order_limit=100,
     ),
@@ -251,7 +278,8 @@ PRIVATE_VENUES: Final[Mapping[str, PrivateVenue]] = {
         order_limit=50,  # a page of ClosedOrders
         all_markets=True,
         time_margin_ms=2_000,  # start is exclusive, and whole seconds
-        cursor=Cursor.OFFSET,
+        trade_cursor=_KRAKEN_CURSOR,
+        order_cursor=_KRAKEN_CURSOR,
     ),
     "kucoin": PrivateVenue(
         client_ids=ClientIds(r"[A-Za-z0-9_-]{1,40}"),  # clientOid
@@ -259,7 +287,10 @@ PRIVATE_VENUES: Final[Mapping[str, PrivateVenue]] = {
         market_buy_by_amount=True,  # size
         time_margin_ms=1,
         trade_window_ms=_days(7),
-        trade_limit=50,  # fetch_my_spot_trades() does not hand its limit on
+        # fetch_my_spot_trades() hands its limit on where it asks for hf/fills, which shows 100 at
+        # most; else the venue shows 50.
+        trade_limit=50,
+        trade_cursor=_KUCOIN_CURSOR,
         wallets={
             "spot": {"type": "spot"},
             "main": {"type": "main"},
@@ -269,6 +300,7 @@ PRIVATE_VENUES: Final[Mapping[str, PrivateVenue]] = {
         settled=("currency", "marginBalance", ""),
         order_window_ms=_days(7),
         order_limit=100,
+        order_cursor=_KUCOIN_CURSOR,
     ),
     "gate": PrivateVenue(
         # text: prefix t-, at most 28 characters behind it. create_order_request() refuses more
@@ -336,7 +368,11 @@ PRIVATE_VENUES: Final[Mapping[str, PrivateVenue]] = {
     "coinbase": PrivateVenue(
         time_margin_ms=_UNKNOWN_MARGIN_MS,
         trade_limit=100,  # CCXT's features say 3,000, which nobody saw
+        trade_cursor=_COINBASE_CURSOR,
         order_limit=100,
+        order_cursor=_COINBASE_CURSOR,
+        # CCXT's default asks for v2/accounts, which shows one page, and not what orders hold.
+        wallets={"spot": {"v3": True}},
     ),
     "deribit": PrivateVenue(
         time_margin_ms=_UNKNOWN_MARGIN_MS,

@@ -54,7 +54,7 @@ class Wallets:
         found: dict[str, ReportedBalance] = {}
         for params in self._params(venue, wallets):
 
-            async def ask(params: Mapping[str, str] = params) -> Any:
+            async def ask(params: Mapping[str, str | bool] = params) -> Any:
                 return await self._client.fetch_balance({**params})
 
             for balance in self._of_one(venue, await self._ask(ask)):
@@ -70,7 +70,7 @@ class Wallets:
             if params.get("type", "swap") in ("spot", "margin", "funding", "main"):
                 continue
 
-            async def ask(params: Mapping[str, str] = params) -> Any:
+            async def ask(params: Mapping[str, str | bool] = params) -> Any:
                 return await self._client.fetch_positions(None, {**params})
 
             rows = await self._ask(ask)
@@ -115,7 +115,9 @@ class Wallets:
         )
         return list(found), list(unreadable)
 
-    def _params(self, venue: PrivateVenue, wallets: Sequence[str]) -> list[Mapping[str, str]]:
+    def _params(
+        self, venue: PrivateVenue, wallets: Sequence[str]
+    ) -> list[Mapping[str, str | bool]]:
         """What each is asked for with, once. Raises InvalidArgument for one that is not there."""
         known = venue.wallets
         first = next(iter(known), "")
