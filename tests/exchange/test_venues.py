@@ -246,6 +246,17 @@ def okx_trades(path: str, query: Query) -> Any:
     ]}  # fmt: skip
 
 
+def gate_trades(path: str, query: Query) -> Any:
+    """Seconds, both ends included."""
+    since, until = int(query.get("from", 0)) * 1000, int(query.get("to", NOW_MS // 1000)) * 1000
+    return [
+        {"id": str(t.id), "create_time": str(t.time_ms // 1000), "create_time_ms":
+         f"{t.time_ms}.123456", "currency_pair": "XY", "side": t.side, "amount": str(t.amount),
+         "price": str(t.price), "sequence_id": "1"}
+        for t in ticks(since, until + 999, int(query["limit"]))
+    ]  # fmt: skip
+
+
 TRADES: Final[dict[str, Callable[[str, Query], Any]]] = {
     answer.__name__.removesuffix("_trades"): answer
     for answer in (
@@ -255,6 +266,7 @@ TRADES: Final[dict[str, Callable[[str, Query], Any]]] = {
         deribit_trades,
         kucoin_trades,
         okx_trades,
+        gate_trades,
     )
 }
 
@@ -328,6 +340,9 @@ async def test_trades_of_a_venue(venue: str, monkeypatch: pytest.MonkeyPatch) ->
 
     made = stub(getattr(ccxt.async_support, venue), answer, asked)
     monkeypatch.setattr(ccxt.async_support, venue, made)
+    if venue == "gate":
+        lower = replace(VENUES_KNOWN["gate"], candles_kept=3_000)
+        monkeypatch.setitem(VENUES_KNOWN, "gate", lower)
     minutes = sorted({t.time_ms - t.time_ms % MINUTE_MS for t in TICKS})
     candles = Series([Bar(minute, *[Decimal(1)] * 5) for minute in minutes])
     monkeypatch.setattr(sys.modules[__name__], "SERIES", candles)

@@ -179,6 +179,8 @@ class CcxtExchange:
             params["since"] = query.cursor
         if query.until_ms is not None:
             params["until"] = query.until_ms
+        if query.since_ms is not None and spot and self._venue.trade_since_s is not None:
+            params[self._venue.trade_since_s] = query.since_ms // 1000
         before = query.before_id if query.before_id is not None else query.before_ms
         if before is not None:
             kind = _OKX_BY_ID if query.before_id is not None else _OKX_BY_TIME

@@ -300,6 +300,10 @@ class _Walk:
             at, end = -(-since // length) * length, until // length * length
             if name not in self._exchange.timeframes or at >= end:
                 continue
+            kept = self._exchange.venue.candles_kept
+            if kept is not None and at <= to_ms(await self._exchange.now()) - kept * length:
+                # It refuses those that are so old.
+                continue
             found = await self._exchange.fetch_candles(
                 self._symbol, name, at, (end - at) // length, end - 1
             )

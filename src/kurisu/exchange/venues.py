@@ -42,6 +42,8 @@ class Venue:
     contract_limit_alone: a limit makes the venue ignore `since` for contracts.
     trade_paging, trade_limit: see TradePaging.
     trade_back_limit: rows of an answer that goes back.
+    trade_since_s: name of the parameter where a window of spot trades begins, in seconds, if CCXT
+        does not send it.
     trade_window_ms: longest window of one request by time; None for any.
     trades_open_ended: a request by time surely goes on to the newest trade, so that an answer
         without rows is the end or a fault, and never a quiet hour.
@@ -63,6 +65,7 @@ class Venue:
     trade_paging: TradePaging = TradePaging.WINDOW
     trade_limit: int = CAUTIOUS_LIMIT
     trade_back_limit: int = CAUTIOUS_LIMIT
+    trade_since_s: str | None = None
     trade_window_ms: int | None = None
     trades_open_ended: bool = False
     trade_id_space: IdSpace = IdSpace.RAW
@@ -129,8 +132,9 @@ VENUES: Final[dict[str, Venue]] = {
         candle_limit=1_000,
         # "Candlestick too long ago. Maximum 10000 points ago are allowed."
         candles_kept=10_000,
-        trade_paging=TradePaging.NONE,
         trade_limit=1_000,
+        # CCXT leaves it out for spot.
+        trade_since_s="from",
     ),
     # Documented: only the most recent 5,000 candles are available.
     "hyperliquid": Venue(

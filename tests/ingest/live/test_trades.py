@@ -189,6 +189,12 @@ def test_a_repeated_message_is_told_by_its_id_where_ids_are_derived() -> None:
     assert follower.receive([rows[0], rows[1], rows[1]], 1.0) == []
     twin = rows[1]._replace(trade_id="another")
     assert follower.receive([rows[1], twin, rows[2]], 1.0) == [rows[1], twin]
+    assert follower.receive([rows[1], twin, rows[2]], 1.0) == []
+    # After a break nothing is known of what had not been handed on.
+    follower.lost()
+    later = rows[2]._replace(time_ms=START_MS + 90)
+    assert follower.receive([rows[1], later], 2.0) == []
+    assert follower.receive([rows[0]._replace(time_ms=START_MS + 99)], 2.0) == [later]
 
 
 def test_a_millisecond_with_a_trade_that_cannot_be_stored_is_not_claimed() -> None:

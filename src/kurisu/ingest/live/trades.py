@@ -23,6 +23,8 @@ UNORDERED_MS: Final = 1_000
 #: A millisecond whose trades are told apart by their number in it is whole so long after the last
 #: of them came.
 HOLD_S: Final = 1.0
+#: Ids of a stream that are remembered, where they are not those of the market.
+HEARD_IDS: Final = 10_000
 
 
 @dataclass(eq=False, slots=True)
@@ -56,6 +58,7 @@ class TradeFollower:
     claims: list[tuple[int, int]] = field(default_factory=list)
     _last_id: int | None = None
     _held: list[TradeRow] = field(default_factory=list)
+    _heard_ids: dict[str, None] = field(default_factory=dict)
     _rejected: set[int] = field(default_factory=set)
 
     @property
@@ -83,6 +86,7 @@ class TradeFollower:
         self.first = self.first_id = self.stored = self.newest = self._last_id = None
         self.joined = self.is_apart = False
         self._held = []
+        self._heard_ids.clear()
 
     def receive(self, rows: Sequence[TradeRow], now_s: float) -> list[TradeRow]:
         """What of `rows`, in the order of their arrival, can be stored now.
@@ -107,9 +111,19 @@ class TradeFollower:
         self.newest = max(self.newest or 0, *(row.time_ms for row in rows))
         if self.space is not IdSpace.DERIVED:
             return ready
-        # A repetition is told by the stream's ids, while the rows are here.
-        held = {row.trade_id or object(): row for row in (*self._held, *ready)}
-        return self._hold(list(held.values()), self.newest)
+        return self._hold([*self._held, *self._unheard(ready)], self.newest)
+
+    def _unheard(self, rows: Sequence[TradeRow]) -> list[TradeRow]:
+        """Those that the stream does not repeat. Its ids are not stored, and tell for a while."""
+        found = []
+        for row in rows:
+            if row.trade_id is None or row.trade_id not in self._heard_ids:
+                found.append(row)
+            if row.trade_id is not None:
+                self._heard_ids[row.trade_id] = None
+        while len(self._heard_ids) > HEARD_IDS:
+            del self._heard_ids[next(iter(self._heard_ids))]
+        return found
 
     def release(self, now_s: float) -> list[TradeRow]:
         """Rows that were held back, once their millisecond is surely whole."""
