@@ -168,12 +168,15 @@ class OrderOutcomeUnknown(ExchangeUnavailable):
 class IndistinctTrades(ExchangeError):
     """More trades at one time than a request gives, and nothing but the time to page by.
 
-    time_ms: that time, in milliseconds since 1970.
+    time_ms, until_ms: that time, in milliseconds since 1970: [time_ms, until_ms).
     """
 
-    def __init__(self, exchange: str, reason: str, time_ms: int) -> None:
+    def __init__(
+        self, exchange: str, reason: str, time_ms: int, until_ms: int | None = None
+    ) -> None:
         super().__init__(exchange, reason)
         self.time_ms = time_ms
+        self.until_ms = time_ms + 1 if until_ms is None else until_ms
 
 
 class BadSymbol(ExchangeError):

@@ -230,3 +230,13 @@ def test_raw_numbers_of_the_server_are_the_truth() -> None:
     assert binance.eight(Decimal("448123456789.12345678")) == "448123456789.12345678"
     tick = Tick(None, 1, Decimal("0.1"), Decimal(1), "buy", 1_541_390_792_763_999_900)
     assert kraken.trade(tick)[2] == "1541390792.7639999"
+
+
+def test_an_id_that_ccxt_makes_is_none() -> None:
+    """MEXC gives none, and CCXT's is the same for trades that are alike."""
+    import ccxt.async_support
+
+    exchange = exact_class(ccxt.async_support.mexc)({"number": str})
+    market = exchange.safe_market_structure({"id": "X_Y", "symbol": "X/Y:Y", "swap": True})
+    row = {"p": 31199, "v": 18, "T": 1, "O": 3, "M": 2, "t": START_MS}
+    assert [trade["id"] for trade in exchange.parse_trades([row, row], market)] == [None, None]

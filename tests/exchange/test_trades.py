@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kurisu.domain.trade import IdSpace
-from kurisu.errors import BadAnswer, ExchangeError
+from kurisu.errors import BadAnswer, ExchangeError, ExchangeRefused, IndistinctTrades
 from kurisu.exchange import trades
 from kurisu.exchange.candles import PageStatus
 from kurisu.exchange.clock import from_ms, to_ms
@@ -175,6 +175,127 @@ async def test_a_venue_that_nobody_knows(
     else:
         assert all(page.status is PageStatus.ANSWERED for page in pages)
     assert [row["trade_id"] for row in rows_of(pages)] == [str(tick.id) for tick in wanted]
+
+
+def burst(first_id: int, at_ms: int, count: int, spread_ms: int = 1) -> list[Tick]:
+    """Trades that are alike but for their ids."""
+    return [
+        Tick(first_id + n, at, Decimal(1), Decimal(2), "buy", at * 10**6)
+        for n, at in enumerate(at_ms + n * spread_ms // count for n in range(count))
+    ]
+
+
+BURSTS: dict[str, tuple[int, int, int]] = {
+    "a second that fits": (10_000, 90, 1_000),
+    "a second that does not fit": (10_000, 260, 1_000),
+    "a millisecond that fits": (10_499, 90, 1),
+    "a millisecond that does not fit": (10_499, 130, 1),
+    "the last of a second": (10_999, 90, 1),
+    "two of two hours": (HOUR_MS - 1 - START_MS % HOUR_MS, 150, 2),
+}
+
+
+@pytest.mark.parametrize("burst_of", BURSTS)
+@pytest.mark.parametrize("newest", [True, False])
+@pytest.mark.parametrize("habit", ["seconds", "end_excluded", "nothing special"])
+async def test_bursts_in_windows(burst_of: str, newest: bool, habit: str) -> None:
+    """What does not fit is said, for the shortest time that the venue knows; nothing is lost."""
+    offset, count, spread = BURSTS[burst_of]
+    before = data.generated_ticks(3, START_MS - 600_000, 150, busy=0.0)
+    ticks = before + burst(1_000, START_MS + offset, count, spread)
+    ticks += burst(5_000, START_MS + offset + 60_000, 150, 50_000)
+    ticks.sort(key=lambda tick: tick.time_ms)
+    exchange = FakeExchange(
+        Venue(trade_limit=100), ticks[-1].time_ms + 600_000, tape=Tape(ticks),
+        series=Series(candles_of(ticks)), newest_of_window=newest,
+        seconds=habit == "seconds", end_excluded=habit == "end_excluded",
+    )  # fmt: skip
+    pages: list[TradePage] = []
+    failed: list[tuple[int, int]] = []
+    at = START_MS - 600_000
+    while at < exchange.now_ms:
+        try:
+            async for page in trade_pages(exchange, "X/Y", from_ms(at), grace=timedelta(0)):
+                pages.append(page)
+                at = to_ms(page.until)
+        except IndistinctTrades as error:
+            failed.append((error.time_ms, error.until_ms))
+            assert error.time_ms >= at
+            at = error.until_ms
+    assert all(page.status is PageStatus.ANSWERED for page in pages)
+    unit = 1_000 if habit == "seconds" else 1
+    counts = Counter(tick.time_ms // unit for tick in ticks)
+    too_many = {time for time, number in counts.items() if number >= 100}
+    assert {since // unit for since, _ in failed} == too_many
+    assert all(until - since <= unit for since, until in failed)
+    wanted = [tick for tick in ticks if tick.time_ms // unit not in too_many]
+    assert [row["trade_id"] for row in rows_of(pages)] == [str(tick.id) for tick in wanted]
+
+
+WIDE: dict[str, dict[str, Any]] = {
+    "cut to two hours": {"longest_ms": 2 * HOUR_MS},
+    "cut to a day": {"longest_ms": DAY_MS},
+    "refused beyond an hour": {"refused_ms": HOUR_MS},
+    "refused beyond a quarter": {"refused_ms": HOUR_MS // 4},
+    "refused beyond a day": {"refused_ms": DAY_MS},
+}
+
+
+@pytest.mark.parametrize("habit", WIDE)
+async def test_long_windows_that_a_venue_does_not_give(habit: str) -> None:
+    ticks = data.generated_ticks(3, START_MS, 200, busy=0.0, quiet_ms=3 * DAY_MS)
+    ticks += burst(10_000, ticks[-1].time_ms + 60_000, 60, 12 * HOUR_MS)
+    exchange = FakeExchange(
+        Venue(trade_limit=100), ticks[-1].time_ms + 120_000, tape=Tape(ticks),
+        series=Series(candles_of(ticks)), **WIDE[habit],
+    )  # fmt: skip
+    pages = await walk(exchange, START_MS - DAY_MS)
+    check(pages, START_MS - DAY_MS, exchange.now_ms)
+    assert all(page.status is PageStatus.ANSWERED for page in pages)
+    assert [row["trade_id"] for row in rows_of(pages)] == [str(tick.id) for tick in ticks]
+
+
+@pytest.mark.parametrize("refused_ms", [None, HOUR_MS])
+async def test_a_venue_that_refuses_what_is_too_old(refused_ms: int | None) -> None:
+    """The rest is fetched, and the hole has the venue's own reason."""
+    ticks = data.generated_ticks(3, START_MS, 500)
+    border = ticks[250].time_ms + 1
+    exchange = FakeExchange(
+        Venue(trade_limit=100), ticks[-1].time_ms + 1, tape=Tape(ticks),
+        refused_before_ms=border, refused_ms=refused_ms,
+    )  # fmt: skip
+    pages = await walk(exchange, START_MS - 90 * DAY_MS)
+    check(pages, START_MS - 90 * DAY_MS, exchange.now_ms)
+    assert pages[0].status is PageStatus.UNAVAILABLE
+    assert pages[0].reason == "it is too long ago"
+    assert border <= to_ms(pages[0].until) <= border + MINUTE_MS
+    wanted = [tick for tick in ticks if from_ms(tick.time_ms) >= pages[0].until]
+    assert [row["trade_id"] for row in rows_of(pages[1:])] == [str(tick.id) for tick in wanted]
+    # Nothing of it can be had: it is said once, without a look at every window.
+    (page,) = await walk(exchange, START_MS - 90 * DAY_MS, START_MS - 80 * DAY_MS)
+    assert (page.status, page.reason) == (PageStatus.UNAVAILABLE, "it is too long ago")
+    assert exchange.requests < 120
+    # One that refuses all is not taken for one that refuses old trades.
+    exchange.refused_before_ms = exchange.now_ms + DAY_MS
+    with pytest.raises(ExchangeRefused):
+        await walk(exchange)
+
+
+async def test_a_year_that_a_venue_keeps_back_takes_few_requests() -> None:
+    ticks = data.generated_ticks(3, START_MS, 500)
+    old = burst(20_000, START_MS - 365 * DAY_MS, 2_000, 365 * DAY_MS - 1)
+    exchange = FakeExchange(
+        Venue(trade_limit=100, trade_window_ms=HOUR_MS), ticks[-1].time_ms + 1,
+        tape=Tape(old + ticks), series=Series(candles_of(old + ticks)),
+        trades_hidden_before_ms=START_MS,
+    )  # fmt: skip
+    pages = await walk(exchange, START_MS - 365 * DAY_MS)
+    check(pages, START_MS - 365 * DAY_MS, exchange.now_ms)
+    assert [row["trade_id"] for row in rows_of(pages)] == [str(tick.id) for tick in ticks]
+    claimed = [page for page in pages if page.status is PageStatus.ANSWERED]
+    for page in claimed:
+        assert not any(page.since <= from_ms(tick.time_ms) < page.until for tick in old)
+    assert exchange.requests < 300
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -445,6 +566,25 @@ async def test_real_trades_of_kraken(server: ExchangeServer, opened: Opener) -> 
     assert Counter(values(found)) == Counter(trade_rows(KRAKEN[:4_500]))
     assert len({row["trade_id"] for row in found}) == 4_500
     assert {page.id_space for page in pages} == {IdSpace.DERIVED}
+
+
+@pytest.mark.parametrize("first_id", [1, None])
+async def test_a_page_that_ends_inside_of_one_time(first_id: int | None) -> None:
+    """A cursor after the last row would leave out the rows that share its time."""
+    ticks = data.generated_ticks(5, START_MS, 95, busy=0.0, first_id=None)
+    ticks += burst(1, ticks[-1].time_ms + 500, 45)
+    ticks += data.generated_ticks(6, ticks[-1].time_ms + 500, 95, busy=0.0, first_id=None)
+    ticks = [
+        tick._replace(id=None if first_id is None else first_id + n) for n, tick in enumerate(ticks)
+    ]
+    exchange = FakeExchange(
+        Venue(trade_limit=100, trade_paging=TradePaging.CURSOR), ticks[-1].time_ms + 1,
+        tape=Tape(ticks),
+    )  # fmt: skip
+    pages = await walk(exchange)
+    check(pages, START_MS, ticks[-1].time_ms + 1)
+    assert Counter(values(rows_of(pages))) == Counter(trade_rows(ticks))
+    assert len({row["trade_id"] for row in rows_of(pages)}) == len(ticks)
 
 
 async def test_ids_and_no_ids_are_not_mixed() -> None:

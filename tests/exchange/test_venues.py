@@ -171,7 +171,11 @@ HIDDEN: Final = {
 }
 
 
-TICKS: Final = data.generated_ticks(12, START_MS, 1_500, first_id=10**6, quiet_ms=5 * 3_600_000)
+_TICKS: Final = data.generated_ticks(12, START_MS, 1_500, first_id=10**6, quiet_ms=5 * 3_600_000)
+#: With two trades that are alike but for their ids.
+TICKS: Final = [
+    tick._replace(id=10**6 + n) for n, tick in enumerate([*_TICKS[:801], *_TICKS[800:]])
+]
 
 
 def ticks(since: int, until: int, limit: int) -> list[Tick]:

@@ -37,6 +37,9 @@ class FakeExchange:
         says in vain, of since and until. trades_hidden_before_ms: older trades are not given.
     refuses_back: requests for trades before others are refused.
     seconds: times in requests for trades are cut to seconds, and the end is no part.
+    end_excluded: the end of a window of trades is no part of it.
+    longest_ms: of a longer window of trades it gives the beginning, and says nothing.
+    refused_ms, refused_before_ms: a longer window, an older one it refuses.
     """
 
     venue: Venue
@@ -58,6 +61,10 @@ class FakeExchange:
     trades_hidden_before_ms: int = 0
     refuses_back: bool = False
     seconds: bool = False
+    end_excluded: bool = False
+    longest_ms: int | None = None
+    refused_ms: int | None = None
+    refused_before_ms: int = 0
     seed: int = 0
     requests: int = 0
     _lost_before: set[object] = field(default_factory=set)
@@ -132,6 +139,8 @@ class FakeExchange:
             if self.seconds:
                 since -= since % 1_000
                 until = None if until is None else until - until % 1_000 - 1
+            if until is not None:
+                until = self._window_end(query.since_ms, until)
             if self.hour_windows and until is None:
                 until = since + 3_600_000
             found = self.tape.since(self.now_ms, since, until, limit)
@@ -144,6 +153,15 @@ class FakeExchange:
             # Repetitions of trades without ids cannot be told from trades.
             rows = self._repeated(rows)
         return TradeAnswer(rows, str(found[-1].time_ns) if found else None)
+
+    def _window_end(self, since: int, until: int) -> int:
+        if since < self.refused_before_ms:
+            raise ExchangeRefused(self.name, "it is too long ago")
+        if self.refused_ms is not None and until - since > self.refused_ms:
+            raise ExchangeRefused(self.name, "it is too long")
+        if self.longest_ms is not None:
+            until = min(until, since + self.longest_ms)
+        return until - self.end_excluded
 
     def _is_lost(self, question: object) -> bool:
         """An answer is lost once at most: the second time the same question is answered."""

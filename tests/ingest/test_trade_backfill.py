@@ -6,13 +6,16 @@ import asyncio
 import contextlib
 from dataclasses import replace
 from datetime import datetime, timedelta
+from types import SimpleNamespace
 from typing import Any, Final
 
 import pytest
 from exchange_server.binance import Aggregates
 from exchange_server.clock import MINUTE_MS
+from exchange_server.fake import FakeExchange
 from exchange_server.faults import Fault, Rule
 from exchange_server.server import ExchangeServer
+from exchange_server.truth import Tape, Tick
 from exchange_server.world import NOW_MS, START_MS, TICKS, Opener
 from rows import session
 
@@ -21,6 +24,7 @@ from kurisu.errors import DatabaseError, InvalidArgument, RetentionConflict
 from kurisu.exchange.calls import RetryPolicy
 from kurisu.exchange.clock import from_ms
 from kurisu.exchange.venues import VENUES as VENUES_KNOWN
+from kurisu.exchange.venues import Venue
 from kurisu.ingest import trade_backfill
 from kurisu.ingest.trade_backfill import MarketTradeBackfill, TradeBackfillReport, backfill_trades
 from kurisu.store.store import Store
@@ -302,3 +306,44 @@ async def test_it_outlives_broken_connections_to_the_database(
     assert breaks >= 4
     assert report.is_done
     assert await stored(store, "binance") == truth("binance", until=only(report).until)
+
+
+class Listing(FakeExchange):
+    """It lists the one market that it has."""
+
+    async def load_markets(self, *, reload: bool = False) -> list[Any]:
+        return [SimpleNamespace(symbol="X/Y")]
+
+
+async def test_every_hole_has_its_reason(store: Store) -> None:
+    """Too old for the venue, and too many in the second that it cuts its windows to."""
+    ticks = [
+        Tick(n + 1, at, TICKS[0].price, TICKS[0].amount, "buy", at * 10**6)
+        for n, at in enumerate(
+            [*range(START_MS, START_MS + 600_000, 7_000)]
+            + [START_MS + 700_000 + n for n in range(300)]
+            + [*range(START_MS + 701_000, START_MS + 900_000, 7_000)]
+        )
+    ]
+    venue = Venue(trade_limit=100, trade_time_unit_ms=1_000)
+    border = START_MS + 200_000
+    exchange = Listing(
+        venue, START_MS + 900_000, tape=Tape(ticks), seconds=True, newest_of_window=True,
+        refused_before_ms=border,
+    )  # fmt: skip
+    market = await store.markets.ensure("fake", "X/Y")
+    since = from_ms(START_MS - 30 * 86_400_000)
+    report = await backfill_trades(store, exchange, [market], since)
+    holes = [one for one in only(report).coverage if one.status not in ("complete", "empty")]
+    assert [str(one.reason).split(" trades")[0] for one in holes] == ["it is too long ago", "100"]
+    assert holes[0].since == since
+    assert from_ms(border) <= holes[0].until <= from_ms(border + MINUTE_MS)
+    assert (holes[1].since, holes[1].until) == (
+        from_ms(START_MS + 700_000), from_ms(START_MS + 701_000)
+    )  # fmt: skip
+    wanted = [
+        str(tick.id) for tick in ticks
+        if from_ms(tick.time_ms) < report.markets[0].until
+        and not any(one.since <= from_ms(tick.time_ms) < one.until for one in holes)
+    ]  # fmt: skip
+    assert [trade.trade_id for trade in await store.trades.read(market)] == wanted

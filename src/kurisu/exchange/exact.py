@@ -197,6 +197,11 @@ class _Exact(_CcxtClass):  # type: ignore[misc]
             return [_agg_trade(trade) for trade in trades]
         return super().parse_trades(trades, market, *args, **more)
 
+    def create_ccxt_trade_id(self, *_: Any, **__: Any) -> None:
+        # Of time, side, price and amount: trades that are alike would have one id, and all but one
+        # of them would look like repetitions.
+        return None
+
     def filter_by_symbol_since_limit(
         self, array: Any, symbol: Any = None, *_: Any, **__: Any
     ) -> Any:

@@ -45,6 +45,8 @@ class Venue:
     trade_since_s: name of the parameter where a window of spot trades begins, in seconds, if CCXT
         does not send it.
     trade_window_ms: longest window of one request by time; None for any.
+    trade_time_unit_ms: what the ends of a window of trades are cut to: 1 for milliseconds, 1000 for
+        seconds; None if nobody knows.
     trades_open_ended: a request by time surely goes on to the newest trade, so that an answer
         without rows is the end or a fault, and never a quiet hour.
     trade_id_space: what the default endpoint gives.
@@ -67,6 +69,7 @@ class Venue:
     trade_back_limit: int = CAUTIOUS_LIMIT
     trade_since_s: str | None = None
     trade_window_ms: int | None = None
+    trade_time_unit_ms: int | None = None
     trades_open_ended: bool = False
     trade_id_space: IdSpace = IdSpace.RAW
     trade_ids_gapless: bool = False
@@ -135,6 +138,7 @@ VENUES: Final[dict[str, Venue]] = {
         trade_limit=1_000,
         # CCXT leaves it out for spot.
         trade_since_s="from",
+        trade_time_unit_ms=1_000,
     ),
     # Documented: only the most recent 5,000 candles are available.
     "hyperliquid": Venue(
@@ -144,7 +148,8 @@ VENUES: Final[dict[str, Venue]] = {
         trade_paging=TradePaging.NONE,
     ),
     "bingx": Venue(trade_paging=TradePaging.NONE),
-    "coinbase": Venue(candle_limit=300, trade_limit=1_000),
+    # Windows of trades begin and end with whole seconds.
+    "coinbase": Venue(candle_limit=300, trade_limit=1_000, trade_time_unit_ms=1_000),
     # fetch_trades of CCXT gives the newest hundred, whatever it is asked for, and without the ids
     # that the stream has.
     "kucoin": Venue(
@@ -152,10 +157,24 @@ VENUES: Final[dict[str, Venue]] = {
         trade_paging=TradePaging.NONE,
         trade_id_space=IdSpace.DERIVED,
     ),
-    "bitget": Venue(candle_limit=200, trade_limit=1_000),
-    "deribit": Venue(trade_limit=1_000),
+    "bitget": Venue(
+        candle_limit=200,
+        trade_limit=1_000,
+        # "startTime and endTime must be within 7 days"; data of 90 days.
+        trade_window_ms=7 * 24 * HOUR_MS,
+        trade_time_unit_ms=1,
+    ),
+    "deribit": Venue(trade_limit=1_000, trade_time_unit_ms=1),
     # CCXT's features say 1000; the venue gives 500.
-    "mexc": Venue(candle_limit=500, trade_limit=1_000, stream_markets=30),
+    "mexc": Venue(
+        candle_limit=500,
+        trade_limit=1_000,
+        trade_time_unit_ms=1,
+        # Its trades have no ids, on the stream neither. (CCXT makes one of time, side, price and
+        # amount, the same for trades that are alike; see `exact`.)
+        trade_id_space=IdSpace.DERIVED,
+        stream_markets=30,
+    ),
 }
 
 

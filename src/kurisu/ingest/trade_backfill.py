@@ -282,10 +282,11 @@ class _MarketWalk:
                         at = page.until
                 return
             except IndistinctTrades as error:
-                # Around that one millisecond.
+                # Around that one time.
                 lost = max(at, from_ms(error.time_ms))
-                await self._fail(problem_of(lost, min(until, lost + _MS), error))
-                at = lost + _MS
+                beyond = max(lost + _MS, from_ms(error.until_ms))
+                await self._fail(problem_of(lost, min(until, beyond), error))
+                at = beyond
             except ExchangeUnavailable as error:
                 resumes += 1
                 if resumes > RESUMES:
@@ -337,8 +338,8 @@ class _MarketWalk:
         whole = [page for page in pages if page.status is PageStatus.ANSWERED]
         for page in pages:
             if page.status is not PageStatus.ANSWERED:
-                reason = f"{self._exchange.name} does not give it: it keeps only the newest trades"
-                await self._fail(Problem(page.since, page.until, "failed", reason))
+                kept = f"{self._exchange.name} does not give it: it keeps only the newest trades"
+                await self._fail(Problem(page.since, page.until, "failed", page.reason or kept))
         if whole and not self._refused:
             try:
                 await self._write(whole)
