@@ -19,6 +19,7 @@ from kurisu.exchange.private_rows import (
     settled_totals,
     transfer_entries,
 )
+from kurisu.exchange.private_statement import statement_entries
 from kurisu.exchange.private_venues import PrivateVenue
 
 _T = TypeVar("_T")
@@ -81,6 +82,8 @@ class Wallets:
         self, since: datetime, until: datetime
     ) -> tuple[list[Entry], list[Unreadable]]:
         """See `PrivateExchange.fetch_transfers`."""
+        if self._client.id == "coinbase":
+            return await statement_entries(self._name, self._client, self._ask, since, until)
         entries: list[Entry] = []
         unreadable: list[Unreadable] = []
         for kind, name in _TRANSFERS.items():
