@@ -186,8 +186,11 @@ class CcxtExchange:
             kind = _OKX_BY_ID if query.before_id is not None else _OKX_BY_TIME
             params |= {"method": _OKX_HISTORY, "type": kind, "after": str(before)}
 
+        most = self._venue.spot_trade_limit if spot else None
+        limit = min(most, query.limit) if most and query.limit else query.limit
+
         async def ask() -> TradeAnswer:
-            trades = await self.client.fetch_trades(symbol, query.since_ms, query.limit, params)
+            trades = await self.client.fetch_trades(symbol, query.since_ms, limit, params)
             rows = [self.trade_row(trade, spot=spot) for trade in trades]
             return TradeAnswer(rows, self._cursor(trades))
 

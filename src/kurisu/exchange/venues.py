@@ -41,7 +41,7 @@ class Venue:
         for all. Asked for older ones the venue refuses.
     contract_limit_alone: a limit makes the venue ignore `since` for contracts.
     trade_paging, trade_limit: see TradePaging.
-    trade_back_limit: rows of an answer that goes back.
+    trade_back_limit: rows of an answer that goes back. spot_trade_limit: where that is another.
     trade_since_s: name of the parameter where a window of spot trades begins, in seconds, if CCXT
         does not send it.
     trade_window_ms: longest window of one request by time; None for any.
@@ -67,6 +67,7 @@ class Venue:
     trade_paging: TradePaging = TradePaging.WINDOW
     trade_limit: int = CAUTIOUS_LIMIT
     trade_back_limit: int = CAUTIOUS_LIMIT
+    spot_trade_limit: int | None = None
     trade_since_s: str | None = None
     trade_window_ms: int | None = None
     trade_time_unit_ms: int | None = None
@@ -118,6 +119,7 @@ VENUES: Final[dict[str, Venue]] = {
         candle_limit=1_000,
         trade_paging=TradePaging.NONE,
         trade_limit=1_000,
+        spot_trade_limit=60,
         # Of spot; CCXT asks for all markets of a connection in one request.
         stream_markets=10,
     ),
