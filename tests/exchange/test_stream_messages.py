@@ -165,8 +165,14 @@ PAIR = "BTC/USDT"
 
 
 def list_market(exchange: CcxtExchange, name: str) -> None:
-    """The exchange lists the pair, without being asked."""
+    """The exchange lists the pair and another, without being asked."""
     client = exchange.client
+    other = client.safe_market_structure(
+        {
+            "id": "ETH-USDT", "symbol": "ETH/USDT", "base": "ETH", "quote": "USDT", "type": "spot",
+            "spot": True, "contract": False, "precision": {}, "limits": {}, "info": {},
+        }
+    )  # fmt: skip
     market = client.safe_market_structure(
         {
             "id": name, "symbol": PAIR, "base": "BTC", "quote": "USDT", "baseId": "BTC",
@@ -174,7 +180,7 @@ def list_market(exchange: CcxtExchange, name: str) -> None:
             "active": True, "precision": {}, "limits": {}, "info": {},
         }
     )  # fmt: skip
-    client.set_markets([market])
+    client.set_markets([market, other])
     client.options["marketsByWsName"] = {PAIR: market}
     exchange._loaded = True
 
@@ -222,6 +228,47 @@ async def test_candles(venue: str) -> None:
     name, message, row = CANDLES[venue]
     batch = await received(venue, name, message, "candles", "ws://127.0.0.1/spot/public")
     assert [(symbol, update.row) for symbol, update in batch.rows] == [(PAIR, row)]
+
+
+#: venue: a message about this market and, first, about another one; what it says of this one.
+MIXED: dict[str, tuple[str, str, str, Any]] = {
+    "kraken": (
+        "XBTUSDT",
+        "trades",
+        '{"channel":"trade","type":"update","data":[{"symbol":"ETH/USDT","side":"buy","price":1,'
+        '"qty":2,"ord_type":"limit","trade_id":1,"timestamp":"2023-09-25T07:49:37.708706Z"},'
+        '{"symbol":"BTC/USDT","side":"sell","price":3.5,"qty":4.5,"ord_type":"limit","trade_id":2,'
+        '"timestamp":"2023-09-25T07:49:37.708706Z"}]}',
+        TradeRow(1695628177708, "2", "sell", "3.5", "4.5"),
+    ),
+    "kraken, candles": (
+        "XBTUSDT",
+        "candles",
+        '{"channel":"ohlc","type":"snapshot","data":[{"symbol":"ETH/USDT","open":1,"high":1,"low":'
+        '1,"close":1,"volume":1,"interval_begin":"2023-10-04T16:25:00.000000000Z","interval":1},'
+        '{"symbol":"BTC/USDT","open":2.5,"high":2.5,"low":2.5,"close":2.5,"volume":3.5,'
+        '"interval_begin":"2023-10-04T16:25:00.000000000Z","interval":1}]}',
+        CandleRow(1696436700000, "2.5", "2.5", "2.5", "2.5", "3.5"),
+    ),
+    "coinbase": (
+        "BTC-USDT",
+        "trades",
+        '{"channel":"market_trades","sequence_num":0,"events":[{"type":"update","trades":['
+        '{"trade_id":"1","product_id":"ETH-USDT","price":"1","size":"2","side":"BUY",'
+        '"time":"2019-08-14T20:42:27.265Z"},{"trade_id":"2","product_id":"BTC-USDT","price":'
+        '"3.5","size":"4.5","side":"SELL","time":"2019-08-14T20:42:27.265Z"}]}]}',
+        TradeRow(1565815347265, "2", "sell", "3.5", "4.5"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("venue", MIXED)
+async def test_a_message_about_several_markets(venue: str) -> None:
+    """To CCXT all rows of it are of the first one's market."""
+    name, kind, message, row = MIXED[venue]
+    venue = venue.removesuffix(", candles")
+    batch = await received(venue, name, message, kind, "ws://127.0.0.1/spot/public")
+    assert [(symbol, getattr(found, "row", found)) for symbol, found in batch.rows] == [(PAIR, row)]
 
 
 #: venue: what it says when it refuses a market that was asked for.

@@ -284,18 +284,29 @@ class _Exact(_CcxtClass):  # type: ignore[misc]
             client.reject(BrokenAnswer(f"not subscribed: {message.get('error')}"))
         return found
 
-    def handle_ohlcv(self, *args: Any, **more: Any) -> Any:
-        message = args[1] if len(args) > 1 else None
+    def handle_trades(self, client: Any, message: Any, *more: Any) -> None:
+        for part in _by_market(message) if self.id == "kraken" else (message,):
+            super().handle_trades(client, part, *more)
+
+    def handle_trade(self, client: Any, message: Any, *more: Any) -> None:
+        for part in _by_product(message) if self.id == "coinbase" else (message,):
+            super().handle_trade(client, part, *more)
+
+    def handle_ohlcv(self, client: Any, message: Any, *more: Any) -> None:
         if isinstance(message, list) and len(message) > 1 and message[1] == []:
             # Bitfinex of a market without candles: CCXT takes the empty snapshot for a candle.
-            return None
+            return
+        parts = [message]
         if self.id == "gate" and isinstance(message, dict):
-            args = (args[0], _gate_candles(message), *args[2:])
+            parts = [_gate_candles(message)]
+        elif self.id == "kraken":
+            parts = _by_market(message)
         # Some of CCXT's handlers of candles (binance's, okx's) read with safe_float. It is
         # exact only for as long as the handler runs: elsewhere floats are computed with.
         self.safe_float = text_number
         try:
-            return super().handle_ohlcv(*args, **more)
+            for part in parts:
+                super().handle_ohlcv(client, part, *more)
         finally:
             del self.safe_float
 
@@ -319,6 +330,26 @@ def _agg_trade(trade: Any) -> dict[str, Any]:
         "side": "sell" if trade["m"] else "buy",
         "price": trade["p"], "amount": trade["q"], "cost": None,
     }  # fmt: skip
+
+
+def _by_market(message: dict[str, Any]) -> list[dict[str, Any]]:
+    """A message of Kraken's, one for each market: to CCXT all rows are of the first one's."""
+    rows: dict[Any, list[Any]] = {}
+    for row in message.get("data") or ():
+        rows.setdefault(row.get("symbol"), []).append(row)
+    return [message] if len(rows) < 2 else [{**message, "data": data} for data in rows.values()]
+
+
+def _by_product(message: dict[str, Any]) -> list[dict[str, Any]]:
+    """The same for Coinbase's trades."""
+    events: dict[Any, list[Any]] = {}
+    for event in message.get("events") or ():
+        trades: dict[Any, list[Any]] = {}
+        for trade in event.get("trades") or ():
+            trades.setdefault(trade.get("product_id"), []).append(trade)
+        for product, found in trades.items():
+            events.setdefault(product, []).append({**event, "trades": found})
+    return [{**message, "events": found} for found in events.values()]
 
 
 def _gate_candles(message: dict[str, Any]) -> dict[str, Any]:
