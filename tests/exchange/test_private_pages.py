@@ -138,3 +138,14 @@ async def test_what_cannot_be_shown_is_an_error_not_a_loss() -> None:
         w async for w in execution_windows(account, "X", from_ms(START - 9), from_ms(START + 9))
     ]
     assert len(window.rows) == 6
+
+
+async def test_one_trade_id_of_two_orders_is_two_fills() -> None:
+    """A trade with oneself; and what a venue repeats word for word is one."""
+    first, again, other = (replace(fill(1, START), exchange_order_id=name) for name in "778")
+    changed = replace(first, amount=Decimal(2))
+    account: Any = FakeAccount([first, again, other, changed], PrivateVenue(), 50)
+    (window,) = [
+        w async for w in execution_windows(account, "X", from_ms(START - 9), from_ms(START + 9))
+    ]
+    assert window.rows == (first, other, changed)

@@ -204,6 +204,21 @@ def test_a_withdrawal_of_kucoin_is_none_by_its_fields() -> None:
     assert (deposit.amount, deposit.reference) == (Decimal("0.5"), "5c2d")
 
 
+def test_outputs_of_one_transaction_are_deposits_of_their_own() -> None:
+    """KuCoin's deposits have no id, and CCXT cuts the hash out of what tells them apart."""
+    answer = {"currency": "BTC", "amount": "0.5", "fee": "0", "status": "SUCCESS", "isInner": False,
+              "createdAt": MS, "updatedAt": MS + 1}  # fmt: skip
+    found = [
+        entry.reference
+        for name in ("0xabc@1addr@0", "0xabc@1addr@1", "0xabc")
+        for entry in transfer_entries(
+            parsed("kucoin", "transaction", KUCOIN, {**answer, "walletTxId": name}),
+            EntryKind.DEPOSIT,
+        )
+    ]
+    assert found == ["0xabc@1addr@0", "0xabc@1addr@1", "0xabc"]
+
+
 def test_a_fill_that_cannot_be_read_costs_no_order() -> None:
     """It is among the trades, too, and reported there."""
     trade = {"id": "1", "timestamp": MS, "price": 0.1, "amount": "1", "side": "buy"}

@@ -9,7 +9,7 @@ first record on.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final, Generic, TypeVar
@@ -39,7 +39,8 @@ _Row = TypeVar("_Row")
 class Window(Generic[_Row]):
     """Records of one market; those up to `until`, inclusive, are complete with it.
 
-    rows: each once, and perhaps some from before. unreadable: records that cannot be taken.
+    rows: each once, and perhaps some from before; of an order what was said last. unreadable:
+    records that cannot be taken.
     """
 
     until: datetime
@@ -79,7 +80,9 @@ def order_windows(
         return _Page(page.orders, page.unreadable, page.is_full, page.cursor)
 
     venue = account.private.lists_of(symbol)
-    walk = _Walk(account.name, venue, ask, _order_id, _order_time, venue.order_window_ms)
+    walk = _Walk(
+        account.name, venue, ask, _order_id, _order_key, _order_time, venue.order_window_ms
+    )
     return walk.windows(since, until)
 
 
@@ -93,12 +96,16 @@ def execution_windows(
         return _Page(page.executions, page.unreadable, page.is_full, page.cursor)
 
     venue = account.private.lists_of(symbol)
-    walk = _Walk(account.name, venue, ask, _trade_id, _trade_time, venue.trade_window_ms)
+    walk = _Walk(account.name, venue, ask, _trade_id, _itself, _trade_time, venue.trade_window_ms)
     return walk.windows(since, until)
 
 
 def _order_id(row: ReportedOrder) -> str:
     return row.update.exchange_order_id or ""
+
+
+def _order_key(row: ReportedOrder) -> Hashable:
+    return row.update.exchange_order_id or row
 
 
 def _order_time(row: ReportedOrder) -> datetime | None:
@@ -107,6 +114,12 @@ def _order_time(row: ReportedOrder) -> datetime | None:
 
 def _trade_id(row: Execution) -> str:
     return row.trade_id
+
+
+def _itself(row: Execution) -> Hashable:
+    """Whoever trades with himself has one trade id for two orders; and one id with two contents is
+    for the ledger to judge."""
+    return row
 
 
 def _trade_time(row: Execution) -> datetime | None:
@@ -126,6 +139,7 @@ class _Walk(Generic[_Row]):
         venue: PrivateVenue,
         ask: _Ask[_Row],
         id_of: Callable[[_Row], str],
+        key_of: Callable[[_Row], Hashable],
         time_of: Callable[[_Row], datetime | None],
         window_ms: int | None,
     ) -> None:
@@ -133,6 +147,7 @@ class _Walk(Generic[_Row]):
         self._venue = venue
         self._ask = ask
         self._id = id_of
+        self._key = key_of
         self._time = time_of
         self._window_ms = window_ms or LONGEST_WINDOW_MS
         self._margin_ms = venue.time_margin_ms
@@ -227,8 +242,8 @@ class _Walk(Generic[_Row]):
     ) -> Window[_Row]:
         """since: rows from before are left out."""
         unique = {
-            self._id(row) or str(n): row
-            for n, row in enumerate(page.rows)
+            self._key(row): row
+            for row in page.rows
             if since is None or (time := self._time(row)) is None or time >= since
         }
         return Window(from_ms(until_ms), tuple(unique.values()), page.unreadable)

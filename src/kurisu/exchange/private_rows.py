@@ -195,6 +195,14 @@ def _venues_type(info: object) -> str:
     )
 
 
+def _transaction_of(row: Mapping[str, Any], where: str) -> str | None:
+    """KuCoin's deposits have no id. CCXT cuts what follows the hash of their transaction, and one
+    transaction may have several outputs for one account."""
+    info = row.get("info")
+    whole = read_text(info, "walletTxId", where) if isinstance(info, Mapping) else None
+    return whole or read_text(row, "txid", where)
+
+
 def transfer_entries(row: Mapping[str, Any], kind: EntryKind) -> list[Entry]:
     """A deposit or withdrawal, and its fee. Raises LedgerRuleBroken.
 
@@ -204,7 +212,7 @@ def transfer_entries(row: Mapping[str, Any], kind: EntryKind) -> list[Entry]:
     it (parse_transaction, 4.5.90).
     """
     where = f"transfer {row.get('id')!r}"
-    name = read_text(row, "id", where) or read_text(row, "txid", where)
+    name = read_text(row, "id", where) or _transaction_of(row, where)
     asset = read_text(row, "currency", where)
     amount = read_number(row, "amount", where)
     time = read_time(row, "timestamp", where)
