@@ -474,6 +474,27 @@ async def test_few_newest_trades_reach_up_to_where_the_caller_has_them(met: str 
     assert values(rows_of(pages)) == trade_rows(ticks[255:])
 
 
+async def test_the_newest_since_a_time_are_not_all_since_then() -> None:
+    """A venue that makes nothing of an end, and gives the newest, which are others each time."""
+    ticks = [
+        Tick(n, START_MS + 10 * n, Decimal(n + 1), Decimal(1), "buy") for n in range(4_000)
+    ]  # fmt: skip
+
+    class Newest(FakeExchange):
+        async def fetch_trades(self, symbol: str, query: TradeQuery) -> TradeAnswer:
+            self.now_ms += 5_000
+            rows = (await super().fetch_trades(symbol, TradeQuery(limit=query.limit))).rows
+            return TradeAnswer([row for row in rows if row.time_ms >= (query.since_ms or 0)])
+
+    exchange = Newest(Venue(trade_limit=400), START_MS + 20_000, tape=Tape(ticks))
+    pages = await walk(exchange, START_MS)
+    known = [page for page in pages if page.status is PageStatus.ANSWERED]
+    assert known
+    for page in known:
+        wanted = [t for t in ticks if page.since <= from_ms(t.time_ms) < page.until]
+        assert values(rows_of([page]))[: len(wanted)] == trade_rows(wanted)
+
+
 async def test_trades_that_are_alike_and_gone_when_asked_for_again() -> None:
     """KuCoin: a hundred trades, which are others a moment later."""
     ticks = [

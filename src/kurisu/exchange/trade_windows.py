@@ -330,7 +330,9 @@ class WindowWalk(TradeWalk):
         """The venue makes nothing of an end. Where it makes nothing of a beginning either, it has
         no history."""
         self._since = at
-        has_history = rows[0].time_ms >= at - 1 and not set(newest[-1:]).intersection(rows)
+        # The newest have become others since.
+        is_newest = bool(newest) and rows[-1].time_ms >= newest[-1].time_ms
+        has_history = rows[0].time_ms >= at - 1 and not is_newest
         async for page in self.by_time() if has_history else self.newest():
             yield page
 
