@@ -17,7 +17,7 @@ from exchange_server.world import BARS, NOW_MS, START_MS, TICKS, Opener
 from kurisu.exchange.candles import candle_pages
 from kurisu.exchange.ccxt_adapter import CcxtExchange
 from kurisu.exchange.clock import from_ms
-from kurisu.exchange.exact import decode, exact_class, text_number, whole
+from kurisu.exchange.exact import BrokenAnswer, decode, exact_class, text_number, whole
 from kurisu.exchange.port import TradeQuery
 from kurisu.exchange.trades import trade_pages
 
@@ -240,3 +240,13 @@ def test_an_id_that_ccxt_makes_is_none() -> None:
     market = exchange.safe_market_structure({"id": "X_Y", "symbol": "X/Y:Y", "swap": True})
     row = {"p": 31199, "v": 18, "T": 1, "O": 3, "M": 2, "t": START_MS}
     assert [trade["id"] for trade in exchange.parse_trades([row, row], market)] == [None, None]
+
+
+def test_an_answer_that_is_not_json_is_not_taken_for_a_refusal() -> None:
+    """Crypto.com's class finds no code of success in it; a refusal would end the whole backfill."""
+    import ccxt.async_support
+
+    exchange = exact_class(ccxt.async_support.cryptocom)()
+    for body in ("<html>maintenance</html>", '{"code":0,"result":{"da'):
+        with pytest.raises(BrokenAnswer, match="not JSON"):
+            exchange.handle_errors(200, "OK", "", "GET", {}, body, None, {}, None)

@@ -271,6 +271,38 @@ def gate_trades(path: str, query: Query) -> Any:
     ]  # fmt: skip
 
 
+def hitbtc_trades(path: str, query: Query) -> Any:
+    """From a time on, the newest first if it is not said otherwise; there is no `until`."""
+    limit, since = int(query["limit"]), int(query.get("from", 0))
+    found = ticks(since, NOW_MS, len(TICKS))
+    found = found[::-1][:limit] if query.get("sort") == "ASC" else found[:limit]
+    return [
+        {"id": t.id, "price": str(t.price), "qty": str(t.amount), "side": t.side,
+         "timestamp": from_ms(t.time_ms).isoformat().replace("+00:00", "Z")} for t in found
+    ]  # fmt: skip
+
+
+def cryptocom_trades(path: str, query: Query) -> Any:
+    """The newest of a window, whose end is no part of it; 150 at most."""
+    since, until = int(query.get("start_ts", 0)), int(query.get("end_ts", NOW_MS + 1)) - 1
+    return {"code": 0, "result": {"data": [
+        {"d": str(t.id), "t": t.time_ms, "tn": t.time_ns, "q": str(t.amount), "p": str(t.price),
+         "s": t.side.upper(), "i": "XY"} for t in ticks(since, until, min(150, int(query["count"])))
+    ]}}  # fmt: skip
+
+
+def cryptocom(path: str, query: Query) -> Any:
+    """The newest three hundred up to the end."""
+    timeframe = {"1m": "1m", "5m": "5m", "1h": "1h", "1D": "1d"}[query["timeframe"]]
+    since, until = int(query["start_ts"]), int(query["end_ts"]) - 1
+    found = rows(timeframe, since, until, min(300, int(query["count"])), newest=True)
+    return {"code": 0, "result": {"data": [
+        {"t": b.open_ms, **{name[0]: str(getattr(b, name)) for name in b._fields[1:]}}
+        for b in found
+    ]}}  # fmt: skip
+
+
+CANDLES: Final = {**VENUES, "cryptocom": cryptocom}
 TRADES: Final[dict[str, Callable[[str, Query], Any]]] = {
     answer.__name__.removesuffix("_trades"): answer
     for answer in (
@@ -281,6 +313,8 @@ TRADES: Final[dict[str, Callable[[str, Query], Any]]] = {
         kucoin_trades,
         okx_trades,
         gate_trades,
+        hitbtc_trades,
+        cryptocom_trades,
         bybit_trades,
     )
 }
@@ -351,7 +385,7 @@ async def test_trades_of_a_venue(venue: str, monkeypatch: pytest.MonkeyPatch) ->
 
     def answer(path: str, query: Query) -> Any:
         is_candles = any(name in path.lower() for name in ("candle", "kline", "chart"))
-        return (VENUES if is_candles else TRADES)[venue](path, query)
+        return (CANDLES if is_candles else TRADES)[venue](path, query)
 
     made = stub(getattr(ccxt.async_support, venue), answer, asked)
     monkeypatch.setattr(ccxt.async_support, venue, made)

@@ -181,6 +181,9 @@ class CcxtExchange:
             params["until"] = query.until_ms
         if query.since_ms is not None and spot and self._venue.trade_since_s is not None:
             params[self._venue.trade_since_s] = query.since_ms // 1000
+        if query.since_ms is not None and self._venue.trade_order is not None:
+            name, value = self._venue.trade_order
+            params[name] = value
         before = query.before_id if query.before_id is not None else query.before_ms
         if before is not None:
             kind = _OKX_BY_ID if query.before_id is not None else _OKX_BY_TIME

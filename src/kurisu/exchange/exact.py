@@ -62,6 +62,7 @@ class BrokenAnswer(Exception):  # becomes kurisu.errors.BadAnswer at the boundar
 
 #: Body text that is kept for an error message.
 BODY_CHARACTERS: Final = 200
+_FIRST_ERROR_STATUS: Final = 400
 _reply: ContextVar[Reply | None] = ContextVar("reply", default=None)
 
 
@@ -218,6 +219,13 @@ class _Exact(_CcxtClass):  # type: ignore[misc]
             reply.headers = {name.lower(): value for name, value in args[4].items()}
             reply.body = body[:BODY_CHARACTERS]
         return body
+
+    def handle_errors(self, code: Any, *args: Any) -> Any:
+        """Takes (status, reason, url, method, headers, body, decoded body or None, ...)."""
+        if code < _FIRST_ERROR_STATUS and not isinstance(args[5], (dict, list)):
+            # Some classes (Crypto.com's) would find no code of success in it, and call it refused.
+            raise BrokenAnswer(f"not JSON, or cut short: {str(args[4])[:BODY_CHARACTERS]!r}")
+        return super().handle_errors(code, *args)
 
     async def throttle(self, cost: Any = None) -> Any:
         await super().throttle(cost)

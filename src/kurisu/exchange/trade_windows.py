@@ -218,9 +218,9 @@ class WindowWalk(TradeWalk):
 
     async def _begins(self, at: int, end: int) -> int:
         """Up to when from `at` on no trades are given either, where candles say that there were
-        some: in steps of days, because windows may be short."""
+        some: in long steps, because windows may be short."""
         step, grows = DAY_MS, True
-        while step >= DAY_MS and at < end:
+        while step >= HOUR_MS and at < end:
             candle = await self._traded(at, min(at + step, end))
             if candle is not None and await self._gives(*candle):
                 step, grows = step // 2, False

@@ -44,6 +44,8 @@ class Venue:
     trade_back_limit: rows of an answer that goes back. spot_trade_limit: where that is another.
     trade_since_s: name of the parameter where a window of spot trades begins, in seconds, if CCXT
         does not send it.
+    trade_order: name and value of the parameter that asks for the oldest trades from a time on
+        first, if CCXT does not send it.
     trade_window_ms: longest window of one request by time; None for any.
     trade_time_unit_ms: what the ends of a window of trades are cut to: 1 for milliseconds, 1000 for
         seconds; None if nobody knows.
@@ -69,6 +71,7 @@ class Venue:
     trade_back_limit: int = CAUTIOUS_LIMIT
     spot_trade_limit: int | None = None
     trade_since_s: str | None = None
+    trade_order: tuple[str, str] | None = None
     trade_window_ms: int | None = None
     trade_time_unit_ms: int | None = None
     trades_open_ended: bool = False
@@ -165,6 +168,15 @@ VENUES: Final[dict[str, Venue]] = {
         # "startTime and endTime must be within 7 days"; data of 90 days.
         trade_window_ms=7 * 24 * HOUR_MS,
         trade_time_unit_ms=1,
+    ),
+    # A window ends before its end.
+    "cryptocom": Venue(trade_limit=150, trade_time_unit_ms=1),
+    # CCXT leaves it out, and gets the newest; it sends no end that the venue knows.
+    "hitbtc": Venue(
+        trade_paging=TradePaging.TIME,
+        trade_limit=1_000,
+        trade_order=("sort", "ASC"),
+        trades_open_ended=True,
     ),
     "deribit": Venue(trade_limit=1_000, trade_time_unit_ms=1),
     # CCXT's features say 1000; the venue gives 500.
