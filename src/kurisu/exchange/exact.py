@@ -53,6 +53,13 @@ class Listener(Protocol):
 
     def connected(self, client: Any) -> None: ...
 
+    def refused(self, client: Any, error: Exception) -> None:
+        """The exchange has said no to something that was asked over that connection.
+
+        CCXT takes it for subscribed, and would not ask for it again over the same one. What is
+        refused again and again is not worth the connection, which brings other markets as well.
+        """
+
     def lost(self, client: Any, error: object) -> None: ...
 
 
@@ -259,6 +266,7 @@ class _Exact(_CcxtClass):  # type: ignore[misc]
         client = super().client(url)
         if "handle_text_or_binary_message" not in vars(client):
             client.handle_text_or_binary_message = partial(_hand_on, self, client)
+            client.reject = partial(_reject, self, client)
         if self.kurisu_listener is not None:
             self.kurisu_listener.using(client)
         return client
@@ -373,6 +381,22 @@ def _gate_candles(message: dict[str, Any]) -> dict[str, Any]:
 def exact_class(base: type[Any]) -> type[Any]:
     """A subclass of a class of ccxt.async_support or ccxt.pro that loses no digit."""
     return type(base.__name__, (_Exact, base), {})
+
+
+def _reject(exchange: Any, client: Any, error: Any, message_hash: Any = None) -> Any:
+    """CCXT's reject, which tells whoever waits just then, and perhaps nobody does."""
+    found = type(client).reject(client, error, message_hash)
+    listener: Listener | None = exchange.kurisu_listener
+    if message_hash is None and listener is not None and client.error is None and _is_no(error):
+        listener.refused(client, error)
+    return found
+
+
+def _is_no(error: Any) -> bool:
+    """Not merely that the connection is lost."""
+    import ccxt
+
+    return isinstance(error, (ccxt.ExchangeError, BrokenAnswer))
 
 
 def _hand_on(exchange: Any, client: Any, data: str | bytes) -> None:

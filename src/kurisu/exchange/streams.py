@@ -166,16 +166,17 @@ class Wires:
                 return True
         return False
 
-    def drop(self, tap: Tap, error: Exception) -> None:
-        """Lose the connections of a tap that was refused something. CCXT takes what was refused for
-        subscribed, and would not ask for it again. What is refused again and again is not worth
-        the connection, which brings other markets as well."""
+    def refused(self, client: Any, error: Exception) -> None:
         now_s = time.monotonic()
         self._refused_s = [at for at in self._refused_s if now_s - at < REFUSALS_S]
         if len(self._refused_s) < MOST_REFUSALS:
             self._refused_s.append(now_s)
-            for client in [client for client, taps in self._taps.items() if tap in taps]:
-                client.on_error(error)
+            client.on_error(error)
+
+    def drop(self, tap: Tap, error: Exception) -> None:
+        """What a tap asked for over its connections was refused."""
+        for client in [client for client, taps in self._taps.items() if tap in taps]:
+            self.refused(client, error)
 
     def forget(self, tap: Tap) -> None:
         for taps in self._taps.values():
