@@ -387,3 +387,34 @@ async def test_an_exchange_that_does_not_tell_deposits(world: World) -> None:
     assert report.total("new") == 41
     (note,) = report.notes
     assert "deposits and withdrawals were not read" in note
+
+
+async def test_an_order_that_the_exchange_forgot_is_not_open_for_ever(world: World) -> None:
+    """OKX forgets within hours what was canceled without a fill, Bybit within a day."""
+    venue = world.venue
+    venue.clock.set(NOW_MS - DAY_MS, speed=0.0)
+    kept = venue.place("SHIBUSDT", "buy", "1000000", str(world.low()))
+    gone = venue.place("SHIBUSDT", "buy", "2000000", str(world.low()))
+    filled = venue.place("SHIBUSDT", "buy", "3000000", str(world.low()))
+    venue._fill(filled, Decimal(700_000), filled.price, venue.clock.now_ms(), is_maker=True)
+    await sync(world, markets=[SHIB])
+    venue.orders = [order for order in venue.orders if order is kept]
+
+    async def found() -> dict[str | None, OrderStatus]:
+        orders = await world.store.ledger.orders(world.account)
+        return {order.exchange_order_id: order.status for order in orders}
+
+    soon = await sync(world, markets=[SHIB])
+    assert (soon.notes, set((await found()).values())) == ([], {OrderStatus.OPEN})
+    venue.clock.set(NOW_MS, speed=1.0)
+    report = await sync(world, markets=[SHIB])
+    assert [note.partition(": ")[0] for note in report.notes] == [
+        f"order {gone.id} of binance:SHIB/USDT"
+    ]
+    # What it filled an exchange does not forget: that one is a difference for somebody to see.
+    assert await found() == {
+        str(kept.id): OrderStatus.OPEN,
+        str(gone.id): OrderStatus.CANCELED,
+        str(filled.id): OrderStatus.OPEN,
+    }
+    assert (await sync(world, markets=[SHIB])).notes == []

@@ -7,7 +7,7 @@ process that is killed anywhere goes on where it stopped.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final
@@ -33,6 +33,9 @@ OVERLAP: Final = timedelta(hours=1)
 #: Orders that are asked for one by one, at most, in one market: those that the ledger calls open
 #: and the lists did not have, and those that fills wait for.
 MOST_SINGLE: Final = 1_000
+#: An order of which the exchange says so long after it was last heard of that there is none, and
+#: that is not open: the venue has forgotten it (OKX after two hours, Bybit after a day).
+FORGOTTEN_AFTER: Final = timedelta(hours=1)
 #: Assets that others are traded against, for finding the markets of an account.
 _QUOTES: Final = ("USDT", "USDC", "FDUSD", "USD", "EUR", "BTC", "ETH")
 _ORDERS: Final = "orders"
@@ -47,12 +50,14 @@ TRANSFERS_OVERLAP: Final = timedelta(days=30)
 
 @dataclass(frozen=True, slots=True)
 class MarketReport:
-    """One market of a synchronisation. since: from where it was read; None for the beginning."""
+    """One market of a synchronisation. since: from where it was read; None for the beginning.
+    forgotten: orders that the exchange no longer knows, by its id; see `_end_forgotten`."""
 
     market: str
     since: datetime | None
     until: datetime
     taken: TakenIn
+    forgotten: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -117,6 +122,11 @@ async def sync_account(
         market = await store.markets.add(listings[symbol])
         found = await _sync_market(store, account, exchange, market, since, until, progress)
         report.markets.append(found)
+        report.notes += [
+            f"order {name} of {market}: the exchange no longer knows it, and it is not open; taken "
+            "as canceled without a fill"
+            for name in found.forgotten
+        ]
         if market.name.type == "swap":
             await _sync_funding(store, account, exchange, market, since, report)
         report.conditions += await store.ledger.note_conditions(account, market)
@@ -238,7 +248,7 @@ async def _sync_market(
         intake.cannot_read(orders.unreadable)
         await store.ledger.move_cursor(account, _ORDERS, orders.until, market=market)
         progress(market.symbol, _ORDERS, orders.until)
-    await _ask_for_open(store, account, exchange, market, intake)
+    unknown = await _ask_for_open(store, account, exchange, market, intake)
     from_trades = await _start(store, account, _TRADES, market, since)
     async for trades in execution_windows(exchange, market.symbol, from_trades, until):
         await intake.executions(trades.rows)
@@ -252,8 +262,9 @@ async def _sync_market(
         now = await exchange.now()
         async for trades in execution_windows(exchange, market.symbol, until - OVERLAP, now):
             await intake.executions(trades.rows)
+    forgotten = await _end_forgotten(store, account, market, intake, unknown, until)
     starts = [at for at in (from_orders, from_trades) if at is not None]
-    return MarketReport(str(market), min(starts, default=None), until, intake.taken)
+    return MarketReport(str(market), min(starts, default=None), until, intake.taken, forgotten)
 
 
 async def _sync_transfers(
@@ -333,16 +344,46 @@ async def _start(
 
 async def _ask_for_open(
     store: Store, account: Account, exchange: PrivateExchange, market: Market, intake: Intake
-) -> None:
-    """Orders that the ledger calls open, and that are older than what was read."""
+) -> set[str]:
+    """Orders that the ledger calls open, and that are older than what was read. Returns the ids of
+    those that the exchange does not know."""
+    unknown: set[str] = set()
     for order in (await store.ledger.open_orders(account, market))[:MOST_SINGLE]:
         if order.exchange_order_id is None or order.exchange_order_id in intake.seen:
             continue
         found = await exchange.fetch_order(
             market.symbol, exchange_order_id=order.exchange_order_id, since=order.created_at
         )
-        if found is not None:
+        if found is None:
+            unknown.add(order.exchange_order_id)
+        else:
             await intake.orders([found])
+    return unknown
+
+
+async def _end_forgotten(
+    store: Store,
+    account: Account,
+    market: Market,
+    intake: Intake,
+    unknown: Collection[str],
+    until: datetime,
+) -> tuple[str, ...]:
+    """End orders that the exchange does not know, and that no fill has come of: many venues forget
+    those that were canceled without one, and the ledger would call them open for ever. Returns
+    their ids."""
+    if not unknown:
+        return ()
+    names = tuple(
+        name
+        for order in await store.ledger.open_orders(account, market)
+        if (name := order.exchange_order_id) is not None
+        and name in unknown
+        and not order.filled
+        and until - order.updated_at > FORGOTTEN_AFTER
+    )
+    await intake.forgotten(names, until)
+    return names
 
 
 async def _ask_for_waiting(

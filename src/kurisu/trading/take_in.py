@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
+from decimal import Decimal
 from typing import Final
 
 from kurisu.domain.execution import Execution
@@ -100,6 +102,16 @@ class Intake:
     async def executions(self, reported: Sequence[Execution]) -> None:
         """Fills. Raises DatabaseError."""
         await self._apply(reported, len(reported))
+
+    async def forgotten(self, names: Iterable[str], at: datetime) -> None:
+        """Orders that ended without a fill, as far as anybody knows. Raises DatabaseError."""
+        ended = [
+            OrderUpdate(
+                exchange_order_id=name, time=at, status=OrderStatus.CANCELED, filled=Decimal(0)
+            )
+            for name in names
+        ]
+        await self._apply(ended, 0)
 
     def cannot_read(self, records: Iterable[Unreadable]) -> None:
         self.taken.unreadable.extend(records)
