@@ -346,6 +346,27 @@ async def test_canceled_orders_of_okx_are_looked_for_in_its_archive() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("venue", "answer"),
+    [
+        ("okx", {"code": "51603", "msg": "Order does not exist", "data": []}),
+        ("kucoin", {"code": "400100", "msg": "order not exist."}),
+        ("coinbase", {"error": "NOT_FOUND", "message": "order with this orderID was not found"}),
+    ],
+)
+async def test_an_order_that_is_not_there_is_no_error(venue: str, answer: Any) -> None:
+    """CCXT knows some of the ways in which venues say so."""
+
+    async def fetch(url: str, method: str = "GET", headers: Any = None, body: Any = None) -> Any:
+        account._client.handle_errors(404, "", url, "GET", {}, str(answer), answer, None, None)
+        return answer
+
+    async with account_at(venue) as (account, _):
+        account._fetch = fetch
+        account._client.options = {**account._client.options, "hf": True, "uta": False}
+        assert await account.fetch_order(SPOT, exchange_order_id="7") is None
+
+
 async def test_balances_of_coinbase_are_those_of_all_pages_with_what_is_held() -> None:
     """CCXT's default is one page of v2/accounts."""
     pages = {"": ("AAA", "1.5", "p2"), "p2": ("BBB", "0.000000000000000001", "")}

@@ -71,8 +71,10 @@ T = TypeVar("T")
 #: Answers to what is asked for now, as they came.
 heard_now: ContextVar[list[Any] | None] = ContextVar("heard_now", default=None)
 
-#: Kraken's words, and Binance's for one that was canceled without a fill 90 days ago.
-_UNKNOWN_ORDER: Final = re.compile(r"EOrder:(Unknown|Invalid) order\b|has been archived")
+#: Kraken's words, Binance's for one that was canceled without a fill 90 days ago, and Coinbase's.
+_UNKNOWN_ORDER: Final = re.compile(
+    r"EOrder:(Unknown|Invalid) order\b|has been archived|order with this orderID was not found"
+)
 
 #: How long after it took an order a venue may still say that it does not know it.
 _VENUE_DELAY_S: Final = 10.0
