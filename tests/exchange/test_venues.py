@@ -377,13 +377,17 @@ async def test_candles_of_a_venue(venue: str, monkeypatch: pytest.MonkeyPatch) -
     assert len(asked) <= 4 * COUNT // (exchange.venue.candle_limit or 100) + 60
 
 
-@pytest.mark.parametrize("venue", TRADES)
+@pytest.mark.parametrize("venue", [*TRADES, "hitbtc without an order"])
 async def test_trades_of_a_venue(venue: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import ccxt.async_support
 
     asked: list[str] = []
+    is_deaf = venue == "hitbtc without an order"
+    venue = venue.split(maxsplit=1)[0]
 
     def answer(path: str, query: Query) -> Any:
+        if is_deaf:
+            query.pop("sort", None)
         is_candles = any(name in path.lower() for name in ("candle", "kline", "chart"))
         return (CANDLES if is_candles else TRADES)[venue](path, query)
 
@@ -410,4 +414,5 @@ async def test_trades_of_a_venue(venue: str, monkeypatch: pytest.MonkeyPatch) ->
     )
     assert bool(hidden) == (venue in ("kucoin", "bybit"))
     assert len(found) > (50 if hidden else 700)
-    assert len(asked) < 60
+    # Crypto.com's pages have a hundred rows.
+    assert len(asked) < (70 if venue == "cryptocom" else 60)

@@ -169,15 +169,11 @@ VENUES: Final[dict[str, Venue]] = {
         trade_window_ms=7 * 24 * HOUR_MS,
         trade_time_unit_ms=1,
     ),
-    # A window ends before its end.
-    "cryptocom": Venue(trade_limit=150, trade_time_unit_ms=1),
-    # CCXT leaves it out, and gets the newest; it sends no end that the venue knows.
-    "hitbtc": Venue(
-        trade_paging=TradePaging.TIME,
-        trade_limit=1_000,
-        trade_order=("sort", "ASC"),
-        trades_open_ended=True,
-    ),
+    # CCXT: "maximum date range is one day".
+    "cryptocom": Venue(trade_window_ms=24 * HOUR_MS),
+    # CCXT sends no order and no end that the venue knows, and gets the newest. Whether the venue
+    # keeps to the order is seen from its answers: windows believe nothing.
+    "hitbtc": Venue(trade_limit=1_000, trade_order=("sort", "ASC")),
     "deribit": Venue(trade_limit=1_000, trade_time_unit_ms=1),
     # CCXT's features say 1000; the venue gives 500.
     "mexc": Venue(
