@@ -250,3 +250,16 @@ def test_an_answer_that_is_not_json_is_not_taken_for_a_refusal() -> None:
     for body in ("<html>maintenance</html>", '{"code":0,"result":{"da'):
         with pytest.raises(BrokenAnswer, match="not JSON"):
             exchange.handle_errors(200, "OK", "", "GET", {}, body, None, {}, None)
+
+
+def test_an_answer_that_is_not_json_is_read_by_a_class_that_reads_it() -> None:
+    """Gemini's currencies are in a page, and some venues answer a cancellation with nothing."""
+    import ccxt.async_support
+
+    exchange = exact_class(ccxt.async_support.gemini)()
+    for method, body in (("GET", "<html>\n</html>"), ("DELETE", ""), ("DELETE", '"17"')):
+        exchange.handle_errors(200, "OK", "", method, {}, body, None, {}, None)
+    with pytest.raises(BrokenAnswer):
+        exact_class(ccxt.async_support.cryptocom)().handle_errors(
+            200, "OK", "", "GET", {}, "<html>\n</html>", None, {}, None
+        )

@@ -229,10 +229,17 @@ class _Exact(_CcxtClass):  # type: ignore[misc]
 
     def handle_errors(self, code: Any, *args: Any) -> Any:
         """Takes (status, reason, url, method, headers, body, decoded body or None, ...)."""
-        if code < _FIRST_ERROR_STATUS and not isinstance(args[5], (dict, list)):
-            # Some classes (Crypto.com's) would find no code of success in it, and call it refused.
-            raise BrokenAnswer(f"not JSON, or cut short: {str(args[4])[:BODY_CHARACTERS]!r}")
-        return super().handle_errors(code, *args)
+        from ccxt.base.errors import ExchangeError
+
+        try:
+            return super().handle_errors(code, *args)
+        except ExchangeError as error:
+            if code >= _FIRST_ERROR_STATUS or isinstance(args[5], (dict, list)):
+                raise
+            # Some classes (Crypto.com's) find no code of success in it, and call it refused. Others
+            # read such answers: Gemini's currencies are in a page of HTML.
+            text = str(args[4])[:BODY_CHARACTERS]
+            raise BrokenAnswer(f"not JSON, or cut short: {text!r}") from error
 
     async def throttle(self, cost: Any = None) -> Any:
         await super().throttle(cost)

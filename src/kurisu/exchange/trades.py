@@ -157,7 +157,7 @@ class _Walk(WindowWalk):
                 rows = await self._back(TradeQuery(before_ms=until))
             older = rows
             while rows and older and rows[0].time_ms >= at and len(rows) <= MOST_BACK_ROWS:
-                older = await self._back(TradeQuery(before_id=min(map(_id, rows))))
+                older = await self._back(TradeQuery(before_id=min(map(_id, older))))
                 rows = [*(older or []), *rows]
             if rows and rows[0].time_ms >= at and len(rows) > MOST_BACK_ROWS and width > SECOND_MS:
                 width = (until - at) // 4
