@@ -28,6 +28,7 @@ from kurisu.exchange.calls import RetryPolicy
 from kurisu.exchange.candles import candle_pages
 from kurisu.exchange.ccxt_adapter import CcxtExchange, open_exchange
 from kurisu.exchange.clock import from_ms
+from kurisu.exchange.exact import Reply
 from kurisu.exchange.settings import ExchangeSettings
 from kurisu.exchange.translate import retry_after_s, translate
 
@@ -258,6 +259,14 @@ def test_a_token_of_a_stream_stays_secret() -> None:
     found = str(translate("kucoin", error).error)
     assert "token=***&connectId" in found
     assert "t0k3n" not in found
+
+
+@pytest.mark.parametrize(("body", "passes"), [("<!DOCTYPE html>", True), ('{"code":0}', False)])
+def test_a_page_that_forbids_is_not_the_exchange(body: str, passes: bool) -> None:
+    """Gemini's and Crypto.com's classes take any 403 for a refusal; mostly it is a proxy's page."""
+    error = ccxt.PermissionDenied(f"gemini 403 Forbidden {body}")
+    error.kurisu_reply = Reply(403, {}, body)
+    assert translate("gemini", error).passes is passes
 
 
 def test_a_secret_that_is_not_there() -> None:

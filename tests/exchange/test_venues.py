@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from decimal import Decimal
 from typing import Any, Final
@@ -19,10 +20,13 @@ from exchange_server.truth import LENGTH_MS, Bar, Series, Tick
 from exchange_server.wire import Raw, dump
 from exchange_server.world import START_MS
 
+from kurisu.errors import BadAnswer
+from kurisu.exchange.calls import RetryPolicy
 from kurisu.exchange.candles import PageStatus, candle_pages
 from kurisu.exchange.ccxt_adapter import open_exchange
 from kurisu.exchange.clock import from_ms
 from kurisu.exchange.exact import decode
+from kurisu.exchange.port import TradeQuery
 from kurisu.exchange.settings import ExchangeSettings
 from kurisu.exchange.trades import trade_pages
 from kurisu.exchange.venues import VENUES as VENUES_KNOWN
@@ -375,6 +379,43 @@ async def test_candles_of_a_venue(venue: str, monkeypatch: pytest.MonkeyPatch) -
                                           for since, until in empty)]  # fmt: skip
     assert lost == []
     assert len(asked) <= 4 * COUNT // (exchange.venue.candle_limit or 100) + 60
+
+
+#: What is no answer, though it is JSON, and CCXT takes it for one without rows.
+NO_ANSWER: Final = [
+    {},
+    {"message": "system busy"},
+    {"code": 99_999, "msg": "system busy"},
+    {"success": False, "error": "system busy", "data": []},
+    {"status": "error", "data": {"reason": "system busy"}},
+    ["error", "system busy"],
+]
+#: What venues answer where they have nothing.
+NOTHING: Final = [
+    [],
+    {"error": [], "result": {"XY": [], "last": "1"}},
+    {"code": 0, "message": None, "result": []},
+    {"bars": {}, "next_page_token": None},
+    {"success": True, "data": {"asset_ticks": {}}},
+    {"data": {"candlestick": [{"ohlcv": []}]}},
+    {"result": {"ticks": [], "status": "no_data"}},
+    {"s": "no_data"},
+]
+
+
+@pytest.mark.parametrize("answer", [*NO_ANSWER, *NOTHING], ids=str)
+async def test_only_a_list_can_be_empty(answer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ccxt.async_support
+
+    made = stub(ccxt.async_support.kraken, lambda path, query: answer, [])
+    monkeypatch.setattr(ccxt.async_support, "kraken", made)
+    settings = ExchangeSettings("kraken", rate_limit_ms=1)
+    expected = nullcontext() if answer in NOTHING else pytest.raises(BadAnswer, match="no rows")
+    async with open_exchange(settings, policy=RetryPolicy(attempts=1)) as exchange:
+        with expected:
+            await exchange.fetch_candles("X/Y", "1m", START_MS, 100)
+        with expected:
+            await exchange.fetch_trades("X/Y", TradeQuery(since_ms=START_MS))
 
 
 @pytest.mark.parametrize("venue", [*TRADES, "hitbtc without an order"])

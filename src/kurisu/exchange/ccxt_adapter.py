@@ -26,7 +26,14 @@ from kurisu.domain.money import parse_decimal
 from kurisu.errors import BadAnswer, BadSymbol, ExchangeError, InvalidArgument, NotOffered
 from kurisu.exchange.calls import Caller, RetryPolicy, Sleep, WeightBudget
 from kurisu.exchange.clock import ExchangeClock, from_ms
-from kurisu.exchange.exact import BrokenAnswer, Reply, exact_class, whole
+from kurisu.exchange.exact import (
+    BrokenAnswer,
+    Reply,
+    check_rows_missing,
+    exact_class,
+    hearing,
+    whole,
+)
 from kurisu.exchange.markets import MarketListing, Skipped, listings, precision_mode
 from kurisu.exchange.pace import Pace, pace_file
 from kurisu.exchange.port import (
@@ -161,7 +168,10 @@ class CcxtExchange:
         params = {} if until_ms is None else {"until": until_ms}
 
         async def ask() -> list[CandleRow]:
-            rows = await self.client.fetch_ohlcv(symbol, timeframe, since_ms, asked, params)
+            with hearing() as answers:
+                rows = await self.client.fetch_ohlcv(symbol, timeframe, since_ms, asked, params)
+            if not rows:
+                check_rows_missing(answers)
             if rows and type(rows[0]) is CandleRow:
                 return list(rows)
             return [self.candle_row(row) for row in rows]
@@ -193,7 +203,10 @@ class CcxtExchange:
         limit = min(most, query.limit) if most and query.limit else query.limit
 
         async def ask() -> TradeAnswer:
-            trades = await self.client.fetch_trades(symbol, query.since_ms, limit, params)
+            with hearing() as answers:
+                trades = await self.client.fetch_trades(symbol, query.since_ms, limit, params)
+            if not trades:
+                check_rows_missing(answers)
             rows = [self.trade_row(trade, spot=spot) for trade in trades]
             return TradeAnswer(rows, self._cursor(trades))
 

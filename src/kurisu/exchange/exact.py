@@ -9,7 +9,8 @@ classes are subclasses.
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from decimal import Decimal
@@ -70,7 +71,10 @@ class BrokenAnswer(Exception):  # becomes kurisu.errors.BadAnswer at the boundar
 #: Body text that is kept for an error message.
 BODY_CHARACTERS: Final = 200
 _FIRST_ERROR_STATUS: Final = 400
+#: Rows are no deeper in an answer than this.
+_DEEPEST_ROWS: Final = 3
 _reply: ContextVar[Reply | None] = ContextVar("reply", default=None)
+_heard: ContextVar[list[Any] | None] = ContextVar("heard", default=None)
 
 
 def decode(text: str | bytes) -> Any:
@@ -84,6 +88,42 @@ def decode(text: str | bytes) -> Any:
 
 def _no_number(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a number")
+
+
+def check_rows_missing(answers: Sequence[Any]) -> None:
+    """CCXT found no rows: raises BrokenAnswer if the last answer does not even say that there are
+    none.
+
+    Most classes look for a list under a name, and take it for empty where there is no such name:
+    in an error, say, that the class does not know.
+    """
+    answer = answers[-1] if answers else None
+    if isinstance(answer, dict):
+        is_error = answer.get("success") is False or not any(map(_is_nothing, answer.values()))
+    else:
+        rows = answer or []
+        is_error = bool(rows) and not any(isinstance(row, (dict, list)) for row in rows)
+    if is_error:
+        raise BrokenAnswer(f"there are no rows in it: {str(answer)[:BODY_CHARACTERS]}")
+
+
+def _is_nothing(value: Any, depth: int = 0) -> bool:
+    """Where rows may be, and are not: a list, null, {} or UDF's word for it."""
+    if isinstance(value, dict):
+        inside = any(_is_nothing(one, depth + 1) for one in value.values())
+        return not value or (depth < _DEEPEST_ROWS and inside)
+    return value is None or value == "no_data" or isinstance(value, list)
+
+
+@contextmanager
+def hearing() -> Iterator[list[Any]]:
+    """The answers to what is asked for meanwhile."""
+    heard: list[Any] = []
+    token = _heard.set(heard)
+    try:
+        yield heard
+    finally:
+        _heard.reset(token)
 
 
 def reply_of(error: BaseException) -> Reply | None:
@@ -265,6 +305,9 @@ class _Exact(_CcxtClass):  # type: ignore[misc]
             broken = BrokenAnswer(f"not JSON, or cut short: {reply.body!r}")
             broken.kurisu_reply = reply  # type: ignore[attr-defined]
             raise broken
+        heard = _heard.get()
+        if heard is not None:
+            heard.append(answer)
         return answer
 
     def client(self, url: Any) -> Any:

@@ -31,6 +31,7 @@ _FINAL_STATUS: Final = frozenset({400, 401, 404, 405, 410, 422, 451})
 #: Binance's answer to those who go on after a 429.
 _BANNED: Final = 418
 _LIMIT_STATUS: Final = frozenset({_BANNED, 429})
+_FORBIDDEN: Final = 403
 _SERVER_ERROR: Final = 500
 _TOKEN: Final = re.compile(r"(token=)[^&\s]+")
 
@@ -58,7 +59,9 @@ def translate(
         wait_s = retry_after_s(reply.header("retry-after"), now)
         limited = RateLimited(exchange, f"too many requests ({text})", wait_s)
         return Failure(limited, passes=True, banned=reply.status == _BANNED)
-    if isinstance(error, BrokenAnswer) and reply.status not in _FINAL_STATUS:
+    # A page that forbids is of what stands in front of the exchange, and not the exchange's.
+    is_page = reply.status == _FORBIDDEN and reply.body.lstrip().startswith("<")
+    if is_page or (isinstance(error, BrokenAnswer) and reply.status not in _FINAL_STATUS):
         return Failure(BadAnswer(exchange, text), passes=True)
     if isinstance(error, ccxt.OnMaintenance):
         return Failure(InMaintenance(exchange, text), passes=True)
