@@ -278,7 +278,7 @@ async def test_a_policy_of_the_users_is_not_worked_against(
 async def test_it_outlives_broken_connections_to_the_database(
     store: Store, opened: Opener, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kurisu.ingest.problems.FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr("kurisu.store.patience.FIRST_PAUSE_S", 0.01)
     monkeypatch.setattr(trade_backfill, "WAITING_PAGES", 1)
     breaks = 0
     write = type(store.trades).write

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from engines import RealServer, Servers
 from exchange_server.binance_account import BinanceAccount
 from exchange_server.clock import DAY_MS
 from exchange_server.faults import Fault, Rule
@@ -28,6 +29,7 @@ from kurisu.domain.order import OrderStatus, OrderType
 from kurisu.errors import BadSymbol, ExchangeUnavailable
 from kurisu.exchange import private_pages
 from kurisu.exchange.clock import from_ms
+from kurisu.store.ledger import Ledger
 from kurisu.trading.reconcile import reconcile_account
 from kurisu.trading.rules import OrderRequest
 from kurisu.trading.sync import SyncReport, sync_account
@@ -302,6 +304,46 @@ async def test_a_synchronisation_that_is_killed_again_and_again(world: World, ur
         if o.status is OrderStatus.CANCELED
     ]  # fmt: skip
     assert [o.filled for o in canceled] == [Decimal(700_000)]
+
+
+async def test_a_database_that_restarts_on_the_way(
+    world: World, servers: Servers, tier: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of these calls finds it down once: nothing is missing, nothing is there twice."""
+    database = servers.server(tier)
+    assert isinstance(database, RealServer)
+    monkeypatch.setattr("kurisu.store.patience.FIRST_PAUSE_S", 0.05)
+    restarted: set[str] = set()
+
+    def restarting(name: str) -> None:
+        original = getattr(Ledger, name)
+
+        async def call(self: Ledger, *args: Any, **more: Any) -> Any:
+            if name not in restarted:
+                restarted.add(name)
+                await asyncio.to_thread(database.stop)
+                starts.append(asyncio.create_task(started()))
+            return await original(self, *args, **more)
+
+        monkeypatch.setattr(Ledger, name, call)
+
+    starts: list[asyncio.Task[None]] = []
+
+    async def started() -> None:
+        await asyncio.sleep(0.1)
+        await asyncio.to_thread(database.start)
+
+    calls = {"orders", "place_many", "apply_many", "move_cursor", "enter"}
+    for name in calls:
+        restarting(name)
+    history(world.venue)
+    report = await sync(world)
+    await asyncio.gather(*starts)
+    assert restarted == calls
+    assert report.total("adopted") == len(world.venue.orders)
+    await assert_the_same(world)
+    again = await sync(world)
+    assert (again.total("adopted"), again.total("new"), again.total("events")) == (0, 0, 0)
 
 
 async def test_reading_while_orders_are_placed(world: World) -> None:

@@ -50,9 +50,10 @@ from kurisu.exchange.port import Exchange
 from kurisu.exchange.venues import CAUTIOUS_LIMIT
 from kurisu.ingest.candle_writer import Fetched, MarketWriter
 from kurisu.ingest.outages import Witnesses
-from kurisu.ingest.problems import Problem, first_error, merged, patiently, problem_of
+from kurisu.ingest.problems import Problem, first_error, merged, problem_of
 from kurisu.store.coverage import Stretch, missing
 from kurisu.store.markets import Market
+from kurisu.store.patience import patiently
 from kurisu.store.store import Store
 
 #: Pages of a piece: what one walker fetches in a row, and what is one job of `kurisu worker`.

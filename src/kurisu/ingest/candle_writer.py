@@ -17,11 +17,12 @@ import pyarrow as pa
 
 from kurisu.domain.faults import Reject
 from kurisu.domain.timeframe import Timeframe
-from kurisu.ingest.problems import Problem, concat, patiently
+from kurisu.ingest.problems import Problem, concat
 from kurisu.store.candle_rows import from_us, times_us
 from kurisu.store.candles import why_rejected
 from kurisu.store.coverage import Stretch, by_time
 from kurisu.store.markets import Market
+from kurisu.store.patience import patiently
 from kurisu.store.store import Store
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ from kurisu.exchange.candles import EMPTY_AGE, CandlePage, PageStatus, candle_pa
 from kurisu.exchange.clock import from_ms, to_ms
 from kurisu.exchange.port import Exchange
 from kurisu.exchange.venues import CAUTIOUS_LIMIT
-from kurisu.ingest.problems import patiently
 from kurisu.store.coverage import common
+from kurisu.store.patience import patiently
 from kurisu.store.store import Store
 
 Span: TypeAlias = tuple[datetime, datetime]

@@ -1,34 +1,17 @@
-"""What goes wrong while history is fetched: what it means for coverage, what is waited for."""
+"""What goes wrong while history is fetched, and what it means for coverage."""
 
 from __future__ import annotations
 
-import asyncio
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Final, TypeVar
+from typing import Final
 
 import pyarrow as pa
 
-from kurisu.errors import (
-    DatabaseError,
-    EngineRefused,
-    ExchangeError,
-    ExchangeUnavailable,
-    InMaintenance,
-    KurisuError,
-    MigrationNeeded,
-    WriteRefused,
-)
+from kurisu.errors import ExchangeError, ExchangeUnavailable, InMaintenance, KurisuError
 
-T = TypeVar("T")
-
-#: A database that restarts is back in seconds: what it is asked is tried so often, with such
-#: pauses.
-DATABASE_ATTEMPTS: Final = 8
-FIRST_PAUSE_S: Final = 0.25
-LONGEST_PAUSE_S: Final = 10.0
 #: The parameters of a request: the reasons of neighbouring pages differ in nothing else.
 _QUERY: Final = re.compile(r"(?<=\w)\?\w+=\S*")
 
@@ -75,23 +58,6 @@ def first_error(failed: BaseExceptionGroup[BaseException]) -> BaseException:
         else:
             leaves.append(one)
     return next((one for one in leaves if isinstance(one, KurisuError)), leaves[0])
-
-
-async def patiently(call: Callable[[], Awaitable[T]]) -> T:
-    """`await call()`, again while the database restarts. Raises what it said last.
-
-    Stored or not before the connection broke: storing it again changes nothing.
-    """
-    for attempt in range(DATABASE_ATTEMPTS):
-        try:
-            return await call()
-        except (WriteRefused, EngineRefused, MigrationNeeded):
-            raise
-        except DatabaseError:
-            if attempt + 1 == DATABASE_ATTEMPTS:
-                raise
-            await asyncio.sleep(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**attempt))
-    raise AssertionError("the loop returns or raises")  # pragma: no cover
 
 
 def concat(tables: Sequence[pa.Table]) -> pa.Table:

@@ -36,9 +36,10 @@ from kurisu.exchange.clock import from_ms, to_ms
 from kurisu.exchange.port import Exchange
 from kurisu.exchange.trades import TradePage, trade_pages
 from kurisu.exchange.venues import TradePaging
-from kurisu.ingest.problems import Problem, concat, first_error, merged, patiently, problem_of
+from kurisu.ingest.problems import Problem, concat, first_error, merged, problem_of
 from kurisu.store.coverage import Stretch, missing
 from kurisu.store.markets import Market
+from kurisu.store.patience import patiently
 from kurisu.store.store import Store
 
 #: What `trade_coverage` names as the source.

@@ -43,6 +43,7 @@ from kurisu.exchange.private_port import NewOrder, PrivateExchange, ReportedOrde
 from kurisu.ledger.events import EventType, RiskEvent, Severity
 from kurisu.store.accounts import Account
 from kurisu.store.markets import Market
+from kurisu.store.patience import patiently
 from kurisu.store.store import Store
 from kurisu.trading.rules import OrderRequest, fitted
 
@@ -196,7 +197,9 @@ class Gateway:
 
         None is sent again. Orders that another process is about to send are waited for.
         """
-        pending = await self._store.ledger.orders(self._account, statuses=(OrderStatus.PENDING,))
+        pending = await patiently(
+            self._store.ledger.orders, self._account, statuses=(OrderStatus.PENDING,)
+        )
         return [await self._resolve(order) for order in pending if order.client_order_id]
 
     # Sending
@@ -255,7 +258,7 @@ class Gateway:
             status=OrderStatus.FAILED,
             filled=None,
         )
-        outcome = await self._store.ledger.apply(self._account, update, market=market)
+        outcome = await patiently(self._store.ledger.apply, self._account, update, market=market)
         return outcome.order or order
 
     async def _time(self, order: Order) -> datetime:
@@ -325,7 +328,7 @@ class Gateway:
             side=order.side,
             amount=order.amount,
         )
-        await self._store.ledger.raise_event(event, account=self._account, market=market)
+        await patiently(self._store.ledger.raise_event, event, account=self._account, market=market)
         return Resolution(Fate.UNKNOWN, order)
 
     async def _ask(self, order: Order, market: Market) -> Order:
@@ -348,7 +351,7 @@ class Gateway:
         return order
 
     async def _apply(self, order: Order, market: Market, message: OrderUpdate | Execution) -> Order:
-        outcome = await self._store.ledger.apply(self._account, message, market=market)
+        outcome = await patiently(self._store.ledger.apply, self._account, message, market=market)
         order = outcome.order or order
         if any(found.event_type is EventType.FILLS_MISSING for found in outcome.conditions):
             self._fills_missing.add(order.name)
@@ -410,7 +413,7 @@ class Gateway:
 
     async def _market(self, listing: MarketListing) -> Market:
         if listing.symbol not in self._markets:
-            self._markets[listing.symbol] = await self._store.markets.add(listing)
+            self._markets[listing.symbol] = await patiently(self._store.markets.add, listing)
         return self._markets[listing.symbol]
 
 

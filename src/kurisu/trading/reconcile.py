@@ -31,6 +31,7 @@ from kurisu.ledger.reconcile import (
 )
 from kurisu.store.accounts import Account
 from kurisu.store.markets import Market
+from kurisu.store.patience import patiently
 from kurisu.store.store import Store
 from kurisu.trading.sync import Progress, read_wallets, silent
 from kurisu.trading.take_in import Intake, TakenIn
@@ -88,7 +89,7 @@ async def reconcile_account(
     totals = {balance.asset: balance.total for balance in asked.balances}
     told = []
     for symbol in asked.symbols:
-        market = await store.markets.add(listings[symbol])
+        market = await patiently(store.markets.add, listings[symbol])
         report.markets.append(str(market))
         reached = reach(exchange.private.lists_of(symbol), since, until)
         told.append(await _ask(store, account, exchange, market, reached, until, progress))
@@ -121,7 +122,7 @@ async def _ask(
         executions += window.rows
         progress(market.symbol, "trades", window.until)
     with _no_collection():
-        ledger = await store.ledger.orders(account, market=market)
+        ledger = await patiently(store.ledger.orders, account, market=market)
     # Orders that the ledger has, and that no list had.
     unlisted = [
         order
@@ -152,8 +153,8 @@ async def _compare(
         with _no_collection():
             orders = one.ledger
             if orders is None:
-                orders = await store.ledger.orders(account, market=one.market)
-            executions = await store.ledger.executions(account, market=one.market)
+                orders = await patiently(store.ledger.orders, account, market=one.market)
+            executions = await patiently(store.ledger.executions, account, market=one.market)
             if one.market.name.settle is not None:
                 contract_fills[one.market.name.settle] += len(executions)
             found = found.join(
@@ -171,7 +172,7 @@ async def _compare(
 
 
 async def _ledger_totals(store: Store, account: Account) -> dict[str, Decimal]:
-    rows = await store.ledger.balances(account)
+    rows = await patiently(store.ledger.balances, account)
     return {row.balance.asset: row.balance.total for row in rows}
 
 
@@ -182,8 +183,11 @@ async def _raise_events(
     markets = {str(one.market): one.market for one in told}
     new = 0
     for difference in differences:
-        new += await store.ledger.raise_event(
-            difference.event, account=account, market=markets.get(difference.market)
+        new += await patiently(
+            store.ledger.raise_event,
+            difference.event,
+            account=account,
+            market=markets.get(difference.market),
         )
     return new
 
@@ -207,7 +211,7 @@ async def _apply(
             await intake.executions(one.executions)
             report.applied[str(one.market)] = intake.taken
     # After the fills, which move balances themselves.
-    before = max((row.id for row in await store.ledger.entries(account)), default=0)
+    before = max((row.id for row in await patiently(store.ledger.entries, account)), default=0)
     moves = corrections(await _ledger_totals(store, account), totals)
     entries = [
         Entry(
@@ -222,7 +226,7 @@ async def _apply(
         for asset, amount in moves.items()
     ]
     try:
-        await store.ledger.enter(account, entries)
+        await patiently(store.ledger.enter, account, entries)
     except LedgerRuleBroken:
         # Somebody else has just corrected them; what is left shows in the comparison.
         return

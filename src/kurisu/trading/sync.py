@@ -23,6 +23,7 @@ from kurisu.ledger.arithmetic import ZERO
 from kurisu.ledger.events import EventType
 from kurisu.store.accounts import Account
 from kurisu.store.markets import Market
+from kurisu.store.patience import patiently
 from kurisu.store.store import Store
 from kurisu.trading.accounts import wallets_of
 from kurisu.trading.gateway import Gateway
@@ -119,7 +120,7 @@ async def sync_account(
     gateway = Gateway(store, account, exchange)
     report.resolved = len(await gateway.resolve_pending())
     for symbol in asked.symbols:
-        market = await store.markets.add(listings[symbol])
+        market = await patiently(store.markets.add, listings[symbol])
         found = await _sync_market(store, account, exchange, market, since, until, progress)
         report.markets.append(found)
         report.notes += [
@@ -129,7 +130,7 @@ async def sync_account(
         ]
         if market.name.type == "swap":
             await _sync_funding(store, account, exchange, market, since, report)
-        report.conditions += await store.ledger.note_conditions(account, market)
+        report.conditions += await patiently(store.ledger.note_conditions, account, market)
     progress("", _TRANSFERS, None)
     await _sync_transfers(store, account, exchange, since, report)
     report.seconds = time.monotonic() - started
@@ -199,7 +200,7 @@ async def _symbols_of(
 
     Raises BadSymbol for one that the exchange does not list.
     """
-    cursor = await store.ledger.cursor(account, _MARKETS)
+    cursor = await patiently(store.ledger.cursor, account, _MARKETS)
     before = set(cursor.details.get("symbols", ())) if cursor else set()
     for symbol in wanted:
         if symbol not in listings:
@@ -218,7 +219,9 @@ async def _symbols_of(
         chosen = sorted((suggested | before) & listings.keys())
     known = sorted(before | set(chosen))
     if known != sorted(before):
-        await store.ledger.move_cursor(account, _MARKETS, now, details={"symbols": known})
+        await patiently(
+            store.ledger.move_cursor, account, _MARKETS, now, details={"symbols": known}
+        )
     return chosen, known
 
 
@@ -246,17 +249,17 @@ async def _sync_market(
     async for orders in order_windows(exchange, market.symbol, from_orders, until):
         await intake.orders(orders.rows)
         intake.cannot_read(orders.unreadable)
-        await store.ledger.move_cursor(account, _ORDERS, orders.until, market=market)
+        await patiently(store.ledger.move_cursor, account, _ORDERS, orders.until, market=market)
         progress(market.symbol, _ORDERS, orders.until)
     unknown = await _ask_for_open(store, account, exchange, market, intake)
     from_trades = await _start(store, account, _TRADES, market, since)
     async for trades in execution_windows(exchange, market.symbol, from_trades, until):
         await intake.executions(trades.rows)
         intake.cannot_read(trades.unreadable)
-        await store.ledger.move_cursor(account, _TRADES, trades.until, market=market)
+        await patiently(store.ledger.move_cursor, account, _TRADES, trades.until, market=market)
         progress(market.symbol, _TRADES, trades.until)
     await _ask_for_waiting(store, account, exchange, market, intake)
-    conditions = await store.ledger.conditions(account, market)
+    conditions = await patiently(store.ledger.conditions, account, market)
     if any(event.event_type is EventType.FILLS_MISSING for _, event in conditions):
         # Orders that were filled while this went on: their fills are there by now.
         now = await exchange.now()
@@ -275,7 +278,7 @@ async def _sync_transfers(
     report: SyncReport,
 ) -> None:
     """Deposits and withdrawals. An exchange that does not tell them is a note, not an error."""
-    cursor = await store.ledger.cursor(account, _TRANSFERS)
+    cursor = await patiently(store.ledger.cursor, account, _TRANSFERS)
     start = report.until - TRANSFERS_SPAN
     if cursor is not None:
         # One that was on its way then is through now, under its old time.
@@ -289,7 +292,7 @@ async def _sync_transfers(
         return
     report.notes += [f"not taken: {one.record}: {one.reason}" for one in unreadable]
     report.transfers = await _enter(store, account, entries, report)
-    await store.ledger.move_cursor(account, _TRANSFERS, report.until)
+    await patiently(store.ledger.move_cursor, account, _TRANSFERS, report.until)
 
 
 async def _sync_funding(
@@ -311,7 +314,7 @@ async def _sync_funding(
         return
     report.notes += [f"not taken: {one.record}: {one.reason}" for one in unreadable]
     report.funding += await _enter(store, account, entries, report)
-    await store.ledger.move_cursor(account, _FUNDING, report.until, market=market)
+    await patiently(store.ledger.move_cursor, account, _FUNDING, report.until, market=market)
 
 
 async def _enter(
@@ -319,13 +322,13 @@ async def _enter(
 ) -> int:
     """Entries that are new."""
     try:
-        return await store.ledger.enter(account, entries)
+        return await patiently(store.ledger.enter, account, entries)
     except LedgerRuleBroken:
         # One of them contradicts what is there; the others are none the worse for it.
         new = 0
         for entry in entries:
             try:
-                new += await store.ledger.enter(account, [entry])
+                new += await patiently(store.ledger.enter, account, [entry])
             except LedgerRuleBroken as error:
                 report.notes.append(f"not taken: {entry.kind} {entry.reference}: {error}")
         return new
@@ -335,7 +338,7 @@ async def _start(
     store: Store, account: Account, kind: str, market: Market, since: datetime | None
 ) -> datetime | None:
     """From where to read: the cursor or `since`, whichever is earlier, so that no gap is left."""
-    cursor = await store.ledger.cursor(account, kind, market)
+    cursor = await patiently(store.ledger.cursor, account, kind, market)
     if cursor is None:
         return since
     resumed = cursor.until - OVERLAP
@@ -348,7 +351,7 @@ async def _ask_for_open(
     """Orders that the ledger calls open, and that are older than what was read. Returns the ids of
     those that the exchange does not know."""
     unknown: set[str] = set()
-    for order in (await store.ledger.open_orders(account, market))[:MOST_SINGLE]:
+    for order in (await patiently(store.ledger.open_orders, account, market))[:MOST_SINGLE]:
         if order.exchange_order_id is None or order.exchange_order_id in intake.seen:
             continue
         found = await exchange.fetch_order(
@@ -376,7 +379,7 @@ async def _end_forgotten(
         return ()
     names = tuple(
         name
-        for order in await store.ledger.open_orders(account, market)
+        for order in await patiently(store.ledger.open_orders, account, market)
         if (name := order.exchange_order_id) is not None
         and name in unknown
         and not order.filled
@@ -390,7 +393,7 @@ async def _ask_for_waiting(
     store: Store, account: Account, exchange: PrivateExchange, market: Market, intake: Intake
 ) -> None:
     """Orders of fills that wait: older than what was read, or no longer in any list."""
-    for record in (await store.ledger.waiting(account, market))[:MOST_SINGLE]:
+    for record in (await patiently(store.ledger.waiting, account, market))[:MOST_SINGLE]:
         if record.order_id is not None or record.exchange_order_id is None:
             continue
         found = await exchange.fetch_order(
@@ -409,11 +412,11 @@ async def _report_balances(
     there = {balance.asset for balance in reported}
     gone = [
         Balance(row.balance.asset, ZERO)
-        for row in await store.ledger.reported_balances(account)
+        for row in await patiently(store.ledger.reported_balances, account)
         if row.balance.total and row.balance.asset not in there
     ]
     balances = [*(_balance(balance) for balance in reported), *gone]
-    await store.ledger.report_balances(account, until, balances)
+    await patiently(store.ledger.report_balances, account, until, balances)
 
 
 def _balance(reported: ReportedBalance) -> Balance:

@@ -20,6 +20,7 @@ from kurisu.exchange.private_port import ReportedOrder, Unreadable
 from kurisu.ledger.events import RiskEvent
 from kurisu.store.accounts import Account
 from kurisu.store.markets import Market
+from kurisu.store.patience import patiently
 from kurisu.store.store import Store
 
 #: Orders that are adopted in one transaction.
@@ -69,7 +70,7 @@ class Intake:
     async def open(cls, store: Store, account: Account, market: Market) -> Intake:
         """Knows the orders that the ledger has."""
         made = cls(store, account, market)
-        orders = await store.ledger.orders(account, market=market)
+        orders = await patiently(store.ledger.orders, account, market=market)
         made._known = {o.exchange_order_id for o in orders if o.exchange_order_id}
         return made
 
@@ -123,8 +124,11 @@ class Intake:
         """
         if all(r.update.exchange_order_id in self._known for r in reported):
             return set()
-        found = await self._store.ledger.orders(
-            self._account, market=self.market, statuses=(OrderStatus.PENDING, OrderStatus.FAILED)
+        found = await patiently(
+            self._store.ledger.orders,
+            self._account,
+            market=self.market,
+            statuses=(OrderStatus.PENDING, OrderStatus.FAILED),
         )
         return {o.client_order_id for o in found if o.exchange_order_id is None}
 
@@ -143,7 +147,7 @@ class Intake:
         for at in range(0, len(orders), _AT_ONCE):
             part = orders[at : at + _AT_ONCE]
             try:
-                await self._store.ledger.place_many(part)
+                await patiently(self._store.ledger.place_many, part)
                 self.taken.adopted += len(part)
             except LedgerRuleBroken:
                 # One of them is: written by somebody else since this began, say.
@@ -155,13 +159,13 @@ class Intake:
         left_out: set[str | None] = set()
         for order in orders:
             name = order.exchange_order_id
-            there = await self._store.ledger.order(
-                self._account, exchange_order_id=name, market=self.market
+            there = await patiently(
+                self._store.ledger.order, self._account, exchange_order_id=name, market=self.market
             )
             if there is not None:
                 continue
             try:
-                await self._store.ledger.place(order)
+                await patiently(self._store.ledger.place, order)
                 self.taken.adopted += 1
             except LedgerRuleBroken as error:
                 left_out.add(name)
@@ -171,7 +175,9 @@ class Intake:
     async def _apply(self, messages: Sequence[OrderUpdate | Execution], executions: int) -> None:
         if not messages:
             return
-        applied = await self._store.ledger.apply_many(self._account, messages, market=self.market)
+        applied = await patiently(
+            self._store.ledger.apply_many, self._account, messages, market=self.market
+        )
         taken = self.taken
         taken.executions += executions
         taken.new += applied.inserted

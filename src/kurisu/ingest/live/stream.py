@@ -24,7 +24,7 @@ from kurisu.ingest.live.events import Say, tell
 from kurisu.ingest.live.feed import Feed
 from kurisu.ingest.live.options import StreamOptions, StreamRequest
 from kurisu.ingest.live.writer import Writer
-from kurisu.ingest.problems import patiently
+from kurisu.store.patience import patiently
 from kurisu.store.store import Store
 
 #: What is buffered when it ends may take so long to be written.
