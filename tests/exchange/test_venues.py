@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, Final
 from urllib.parse import parse_qs, urlsplit
@@ -162,16 +163,65 @@ def hyperliquid(path: str, query: Query) -> Any:
     ]  # fmt: skip
 
 
+def hitbtc(path: str, query: Query) -> Any:
+    """The newest come first, and of a window they are given, if it is not said otherwise."""
+    timeframe = {"M1": "1m", "M5": "5m", "H1": "1h", "D1": "1d"}[query["period"]]
+    since = int(datetime.fromisoformat(query["from"]).timestamp()) * 1000
+    newest = query.get("sort") != "ASC"
+    found = rows(timeframe, since, NOW_MS, int(query["limit"]), newest=newest)
+    return [
+        {"timestamp": from_ms(b.open_ms).isoformat().replace("+00:00", "Z"), "open": str(b.open),
+         "max": str(b.high), "min": str(b.low), "close": str(b.close), "volume": str(b.volume)}
+        for b in (reversed(found) if newest else found)
+    ]  # fmt: skip
+
+
+def whitebit(path: str, query: Query) -> Any:
+    """Seconds; the newest of a window."""
+    since, until = int(query["start"]) * 1000, int(query.get("end", NOW_MS // 1000)) * 1000
+    found = rows(query["interval"], since, until, int(query["limit"]), newest=True)
+    return {"success": True, "message": None, "result": [
+        [b.open_ms // 1000, *map(str, (b.open, b.close, b.high, b.low, b.volume)), "1"]
+        for b in found
+    ]}  # fmt: skip
+
+
+def phemex(path: str, query: Query) -> Any:
+    """The newest, so many of them as the documents list; numbers are scaled."""
+    timeframe = {"60": "1m", "300": "5m", "3600": "1h", "86400": "1d"}[query["resolution"]]
+    if int(query["limit"]) not in (5, 10, 50, 100, 500, 1_000):
+        raise ccxt.BadRequest("Please double check input arguments")
+    found = rows(timeframe, 0, NOW_MS, int(query["limit"]), newest=True)
+    return {"code": 0, "msg": "OK", "data": {"total": -1, "rows": [
+        [b.open_ms // 1000, 60, 1, *(int(value.scaleb(8)) for value in b[1:]), 1, "sXY"]
+        for b in found
+    ]}}  # fmt: skip
+
+
+def binancecoinm(path: str, query: Query) -> Any:
+    """The newest of a window of 200 days; contracts before base units."""
+    since, until = int(query["startTime"]), int(query["endTime"])
+    assert until - since <= 200 * 86_400_000
+    return [
+        [b.open_ms, *map(str, b[1:5]), "1", b.open_ms + 1, str(b.volume)]
+        for b in rows(query["interval"], since, until, int(query["limit"]), newest=True)
+    ]
+
+
 KEPT: Final = 1_000
 VENUES: Final[dict[str, Callable[[str, Query], Any]]] = {
     venue.__name__: venue
-    for venue in (okx, bybit, kucoin, coinbase, gate, bitget, mexc, htx, deribit, hyperliquid)
-}
+    for venue in (
+        okx, bybit, kucoin, coinbase, gate, bitget, mexc, htx, deribit, hyperliquid, hitbtc,
+        whitebit, phemex, binancecoinm,
+    )
+}  # fmt: skip
 #: What a venue does not show: candles that open before.
 HIDDEN: Final = {
     "mexc": START_MS + 1_000 * MINUTE_MS,
     "gate": START_MS + (COUNT - 2_990) * MINUTE_MS,
     "hyperliquid": SERIES.select("1m", NOW_MS, None, None, KEPT, newest=True)[0].open_ms,
+    "phemex": SERIES.select("1m", NOW_MS, None, None, 1_000, newest=True)[0].open_ms,
 }
 
 
@@ -330,7 +380,9 @@ def stub(base: type[Any], answer: Callable[[str, Query], Any], asked: list[str])
     async def load_markets(self: Any, *_: Any) -> Any:
         self.set_markets([self.safe_market_structure({
             "id": "XY", "symbol": "X/Y", "base": "X", "quote": "Y", "baseId": "X", "quoteId": "Y",
-            "type": "spot", "spot": True, "contract": False, "active": True,
+            "type": "spot", "spot": True, "contract": False, "active": True, "priceScale": 8,
+            "valueScale": 8, **({"type": "swap", "spot": False, "swap": True, "contract": True,
+                                 "inverse": True} if base.__name__ == "binancecoinm" else {}),
             "precision": {"price": "0.00000001", "amount": "0.00000001"}, "info": {},
         })])  # fmt: skip
         return self.markets
@@ -367,7 +419,9 @@ async def test_candles_of_a_venue(venue: str, monkeypatch: pytest.MonkeyPatch) -
     settings = ExchangeSettings(venue, rate_limit_ms=1)
     async with open_exchange(settings, monotonic=lambda: 0.0) as exchange:
         exchange.clock.read(NOW_MS)
-        pages = [page async for page in candle_pages(exchange, "X/Y", "1m", from_ms(SINCE_MS))]
+        # From before the market was listed: days are asked for, too.
+        since = from_ms(SINCE_MS) - timedelta(days=900 if venue == "binancecoinm" else 0)
+        pages = [page async for page in candle_pages(exchange, "X/Y", "1m", since)]
     shown = [b for b in SERIES.bars if b.open_ms >= HIDDEN.get(venue, 0)]
     found = [tuple(row.values()) for page in pages for row in page.table.to_pylist()]
     assert found == candle_rows(shown)

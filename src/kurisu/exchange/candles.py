@@ -163,6 +163,10 @@ class _Walk:
         self._repeated = 0
         self._contradicted = 0
 
+    def most(self, frame: Timeframe) -> int:
+        """Candles of `frame` that one request gives at most."""
+        return min(self._limit, self._exchange.venue.most_candles(frame.seconds * 1000))
+
     def close(self, time_ms: int) -> int:
         """Close time of the candle that opens at `time_ms`."""
         return to_ms(self.frame.close_time(from_ms(time_ms)))
@@ -178,7 +182,7 @@ class _Walk:
     async def ask(self, at: int, end: int) -> Rows:
         """Candles from `at` on by open time, open ones included."""
         # One more than fits: it proves that what is missing before it is missing at the exchange.
-        wanted = self._limit
+        wanted = self.most(self.frame)
         if not self.frame.is_calendar:
             wanted = min(wanted, (end - at) // (self.frame.seconds * 1000) + 1)
         return await self._fetch(self.frame, at, wanted, widen=True)
@@ -212,15 +216,15 @@ class _Walk:
             if found:
                 break
             # If it was nothing but rows from before `at`, a longer answer reaches beyond them.
-            limit = self._limit if widen else limit
+            limit = self.most(frame) if widen else limit
         return found
 
     async def keeps_more(self, at: int) -> bool:
         """Whether it gives candles from `at` on that, by its documents, it does not keep."""
-        latest = self.kept_from - self._limit * self.frame.seconds * 1000
+        latest = self.kept_from - self.most(self.frame) * self.frame.seconds * 1000
         for since in sorted({at, max(at, latest)}):
             try:
-                found = await self._fetch(self.frame, since, self._limit)
+                found = await self._fetch(self.frame, since, self.most(self.frame))
             except ExchangeRefused:
                 return False
             if any(time < self.kept_from for time in found):
@@ -240,7 +244,7 @@ class _Walk:
         first = min(found)
         if first == at or (venue.candles_oldest_first and not venue.candles_latest_only):
             return found, at
-        is_full = len(newest) >= self._limit - 1
+        is_full = len(newest) >= self.most(self.frame) - 1
         if venue.candles_latest_only and is_full:
             return {}, first
         if not is_full and first < self.step(at, SHORT_HOLE):
@@ -251,7 +255,8 @@ class _Walk:
         if not self._bounded:
             # The newest candles of all, perhaps: then it has others, if it is told where to end.
             self._bounded = True
-            if any(time < first for time in await self._fetch(self.frame, traded, self._limit)):
+            again = await self._fetch(self.frame, traded, self.most(self.frame))
+            if any(time < first for time in again):
                 return {}, at
             self._bounded = False
         return {}, first
@@ -271,7 +276,7 @@ class _Walk:
             # the window lack its first; and the row behind the hole proves that nothing is left
             # out in between.
             bars = (first - at) // length + 2
-            again = await self._fetch(frame, max(0, at - length), min(self._limit, bars))
+            again = await self._fetch(frame, max(0, at - length), min(self.most(frame), bars))
             again = {time: row for time, row in again.items() if time >= at}
             earlier = {time: row for time, row in again.items() if time < first}
             if not earlier:
@@ -299,7 +304,7 @@ class _Walk:
             if count <= 0:
                 continue
             for bounded in (self._bounded, True):
-                bars = await self._fetch(frame, at, self._limit, bounded=bounded)
+                bars = await self._fetch(frame, at, self.most(frame), bounded=bounded)
                 inside = [time for time in _traded(bars) if time + length <= until]
                 if inside:
                     return min(inside)
@@ -319,18 +324,18 @@ class _Walk:
         settled = to_ms(self.frame.open_time(self._now - EMPTY_AGE))
         if settled <= at:
             return settled
-        target = self.step(at, self._limit)
+        target = self.step(at, self.most(self.frame))
         coarser = [] if self._exchange.venue.candles_latest_only else self._coarser()
         #: By then somebody has traded.
         traded_by = None
         for frame in coarser:
             length = frame.seconds * 1000
             opened = to_ms(frame.open_time(from_ms(at)))
-            bars = await self._fetch(frame, opened, self._limit)
+            bars = await self._fetch(frame, opened, self.most(frame))
             if bars and not self._exchange.venue.candles_oldest_first:
                 bars = await self.look_in_front(frame, opened, bars)
             times = _traded(bars)
-            first = min(times, default=opened + self._limit * length)
+            first = min(times, default=opened + self.most(frame) * length)
             if traded_by is not None and first >= traded_by:
                 return None
             closes = [time + length for time in times if time >= at]
@@ -352,12 +357,13 @@ class _Walk:
     async def begins_again(self, at: int, end: int) -> int:
         """Up to when the exchange hides what it has from `at` on; `end` if it hides all of it."""
         length = self.step(at, 1) - at
-        low, high = at, end - self._limit * length
-        if high <= low or not await self._fetch(self.frame, high, self._limit):
+        most = self.most(self.frame)
+        low, high = at, end - most * length
+        if high <= low or not await self._fetch(self.frame, high, most):
             return end
-        while high - low > self._limit * length:
+        while high - low > most * length:
             middle = low + (high - low) // (2 * length) * length
-            if await self._fetch(self.frame, middle, self._limit):
+            if await self._fetch(self.frame, middle, most):
                 high = middle
             else:
                 low = middle

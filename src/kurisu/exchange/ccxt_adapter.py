@@ -58,6 +58,8 @@ _KRAKEN_ID: Final = 6
 _OKX_HISTORY: Final = "publicGetMarketHistoryTrades"
 _OKX_BY_ID: Final = "1"
 _OKX_BY_TIME: Final = "2"
+#: How CCXT tells contracts apart, for venues that have no spot market.
+_MARGINS: Final = ("linear", "inverse")
 #: Where venues put the nanoseconds of a trade.
 _NANOSECONDS: Final = ("time", "ts")
 _NS_PER_MS: Final = 1_000_000
@@ -165,7 +167,16 @@ class CcxtExchange:
         await self.check_listed(symbol)
         contract = bool(self.client.markets[symbol].get("contract"))
         asked = None if contract and self._venue.contract_limit_alone else limit
-        params = {} if until_ms is None else {"until": until_ms}
+        if self._venue.candle_limits is not None:
+            limits = self._venue.candle_limits
+            asked = next((one for one in limits if one >= limit), limits[-1])
+        params: dict[str, Any] = {}
+        if self._venue.candle_order is not None:
+            name, value = self._venue.candle_order
+            params[name] = value
+        if until_ms is not None:
+            end, unit_ms = self._venue.candle_until or ("until", 1)
+            params[end] = until_ms // unit_ms
 
         async def ask() -> list[CandleRow]:
             with hearing() as answers:
@@ -259,8 +270,10 @@ class CcxtExchange:
         """`venue`, with what CCXT's features say where nothing better is known."""
         if venue.candle_limit is not None:
             return venue
-        spot = (self.client.features or {}).get("spot") or {}
-        limit = (spot.get("fetchOHLCV") or {}).get("limit")
+        features = self.client.features or {}
+        kinds = [features.get("spot"), *((features.get("swap") or {}).get(k) for k in _MARGINS)]
+        found: dict[str, Any] = next(filter(None, kinds), {})
+        limit = (found.get("fetchOHLCV") or {}).get("limit")
         return replace(venue, candle_limit=limit if isinstance(limit, int) else CAUTIOUS_LIMIT)
 
     def _observe(self, reply: Reply, answer: Any) -> None:

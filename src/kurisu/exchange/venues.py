@@ -34,6 +34,13 @@ class Venue:
     """Facts about one exchange.
 
     candle_limit: candles a request gives at most; None to go by CCXT's features.
+    candle_window_ms: longest window of one request for candles, where the venue refuses a longer
+        one; None for any.
+    candle_limits: the numbers of candles that may be asked for; None for any up to the limit.
+    candle_order: name and value of the parameter that asks for the oldest candles from a time on
+        first, if CCXT does not send it.
+    candle_until: name of the parameter that says where a window of candles ends, and the
+        milliseconds of its unit, if CCXT does not send it.
     candles_latest_only: `since` is not honoured beyond the newest `candle_limit` candles.
     candles_oldest_first: a page surely starts with the oldest candle from `since` on, so that a
         hole in front of its first row needs no second look.
@@ -62,6 +69,10 @@ class Venue:
     """
 
     candle_limit: int | None = None
+    candle_window_ms: int | None = None
+    candle_limits: tuple[int, ...] | None = None
+    candle_order: tuple[str, str] | None = None
+    candle_until: tuple[str, int] | None = None
     candles_latest_only: bool = False
     candles_oldest_first: bool = False
     candles_kept: int | None = None
@@ -81,9 +92,19 @@ class Venue:
     stream_markets: int | None = None
     weight_limit: int | None = None
 
+    def most_candles(self, length_ms: int) -> int:
+        """Candles of that length that one request gives at most."""
+        most = self.candle_limit or CAUTIOUS_LIMIT
+        if self.candle_window_ms is None:
+            return most
+        return max(1, min(most, self.candle_window_ms // length_ms))
+
 
 _BINANCE: Final = Venue(
     candle_limit=1_000,
+    # Of coin-margined contracts: "The difference between startTime and endTime can only be up to
+    # 200 days". CCXT sends both.
+    candle_window_ms=200 * 24 * HOUR_MS,
     candles_oldest_first=True,
     # fetch_trades asks for aggTrades, whose ids are a space of their own.
     trade_paging=TradePaging.ID,
@@ -97,10 +118,19 @@ _BINANCE: Final = Venue(
 #: Aggregate trades as well; that their ids have no gaps is not documented.
 _BINANCE_FUTURES: Final = replace(_BINANCE, weight_limit=2_400, trade_ids_gapless=False)
 
+#: CCXT sends no order and no end that the venue knows, and gets the newest. Whether the venue keeps
+#: to the order is seen from its answers: windows believe nothing.
+_HITBTC: Final = Venue(
+    candle_order=("sort", "ASC"),
+    candle_until=("till", 1),
+    trade_limit=1_000,
+    trade_order=("sort", "ASC"),
+)
+
 VENUES: Final[dict[str, Venue]] = {
     "binance": _BINANCE,
-    "binanceus": _BINANCE,
-    "binanceusdm": _BINANCE_FUTURES,
+    "binanceus": replace(_BINANCE, candle_window_ms=None),
+    "binanceusdm": replace(_BINANCE_FUTURES, candle_window_ms=None),
     "binancecoinm": _BINANCE_FUTURES,
     "bitfinex": Venue(
         candle_limit=10_000,
@@ -171,9 +201,13 @@ VENUES: Final[dict[str, Venue]] = {
     ),
     # CCXT: "maximum date range is one day".
     "cryptocom": Venue(trade_window_ms=24 * HOUR_MS),
-    # CCXT sends no order and no end that the venue knows, and gets the newest. Whether the venue
-    # keeps to the order is seen from its answers: windows believe nothing.
-    "hitbtc": Venue(trade_limit=1_000, trade_order=("sort", "ASC")),
+    "hitbtc": _HITBTC,
+    "bequant": _HITBTC,
+    "fmfwio": _HITBTC,
+    # Its documents do not say which candles of a window that is too long it gives.
+    "whitebit": Venue(candle_until=("end", 1_000)),
+    # Any other limit: "Please double check input arguments".
+    "phemex": Venue(candle_limits=(5, 10, 50, 100, 500, 1_000)),
     "deribit": Venue(trade_limit=1_000, trade_time_unit_ms=1),
     # CCXT's features say 1000; the venue gives 500.
     "mexc": Venue(

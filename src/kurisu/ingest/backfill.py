@@ -47,7 +47,6 @@ from kurisu.exchange.candles import (
 from kurisu.exchange.ccxt_adapter import CcxtExchange
 from kurisu.exchange.clock import from_ms, to_ms
 from kurisu.exchange.port import Exchange
-from kurisu.exchange.venues import CAUTIOUS_LIMIT
 from kurisu.ingest.candle_writer import Fetched, MarketWriter
 from kurisu.ingest.outages import Witnesses
 from kurisu.ingest.problems import Problem, first_error, merged, problem_of
@@ -183,7 +182,7 @@ class Backfill:
         self._allow_expiring = allow_expiring
         self._refetch = refetch
         self._watch = watch
-        self._limit = exchange.venue.candle_limit or CAUTIOUS_LIMIT
+        self._limit = exchange.venue.most_candles(timeframe.seconds * 1000)
         self._failures = 0
         self._given_up: ExchangeError | None = None
         self._waiting: deque[_Plan] = deque()
@@ -379,16 +378,17 @@ class Backfill:
     async def _first_day(self, symbol: str, since: datetime, until: datetime) -> datetime | None:
         """The first day of [since, until) with candles; None if there is none, or nobody says."""
         at = _DAY.open_time(since)
+        most = self._exchange.venue.most_candles(_DAY.seconds * 1000)
         for _ in range(MOST_LOOKS):
             try:
-                days = await self._exchange.fetch_candles(symbol, _DAY.name, to_ms(at), self._limit)
+                days = await self._exchange.fetch_candles(symbol, _DAY.name, to_ms(at), most)
             except ExchangeError:
                 return None  # the walk will find out
             times = [row.time_ms for row in days if row.time_ms >= to_ms(at)]
             if times:
                 return from_ms(min(times)) if min(times) < to_ms(until) else None
             # Some venues answer for as many days as they give rows, traded or not.
-            at += self._limit * _DAY.length
+            at += most * _DAY.length
             if at >= until:
                 break
         return None

@@ -19,7 +19,6 @@ from kurisu.errors import ExchangeError, NotFound
 from kurisu.exchange.candles import EMPTY_AGE, CandlePage, PageStatus, candle_pages
 from kurisu.exchange.clock import from_ms, to_ms
 from kurisu.exchange.port import Exchange
-from kurisu.exchange.venues import CAUTIOUS_LIMIT
 from kurisu.store.coverage import common
 from kurisu.store.patience import patiently
 from kurisu.store.store import Store
@@ -199,7 +198,7 @@ class Witnesses:
         """
         if self._frame.seconds >= _DAY.seconds or _DAY.name not in self._exchange.timeframes:
             return True
-        count = min(DAYS, self._exchange.venue.candle_limit or CAUTIOUS_LIMIT)
+        count = min(DAYS, self._exchange.venue.most_candles(_DAY.seconds * 1000))
         length = count * _DAY.length
         since = day - (day - _DAY.origin) % length
         key = (witness, since)

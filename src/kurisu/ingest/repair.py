@@ -23,7 +23,6 @@ from kurisu.domain.timeframe import Timeframe
 from kurisu.errors import ExchangeError, InvalidArgument
 from kurisu.exchange.candles import CandlePage, PageStatus, candle_pages
 from kurisu.exchange.ccxt_adapter import CcxtExchange
-from kurisu.exchange.venues import CAUTIOUS_LIMIT
 from kurisu.ingest.backfill import MarketBackfill, Watch, run_backfill
 from kurisu.store.coverage import Stretch, common
 from kurisu.store.markets import Market
@@ -143,7 +142,7 @@ async def _ask_empty(
     then, and the backfill that follows stores them. sample: bars, about; None for all."""
     known = await store.candles.coverage(market, frame, *span)
     empty = [(one.since, one.until) for one in known if one.status == "empty"]
-    limit = exchange.venue.candle_limit or CAUTIOUS_LIMIT
+    limit = exchange.venue.most_candles(frame.seconds * 1000)
     looks = together(empty, frame, limit)
     if sample is not None:
         looks = sorted(chance.sample(looks, min(len(looks), -(-sample // limit))))
@@ -207,7 +206,7 @@ async def _compare(
     found = await store.candles.coverage(market, frame, *span)
     known = [one for one in found if one.status in ("complete", "empty")]
     stored = [one for one in known if one.status == "complete"]
-    limit = exchange.venue.candle_limit or CAUTIOUS_LIMIT
+    limit = exchange.venue.most_candles(frame.seconds * 1000)
     for since, until in windows(stored, frame, sample, limit, chance):
         try:
             async for page in _answers(exchange, market, frame, since, until):
