@@ -184,9 +184,40 @@ def test_export_derives_any_timeframe(kurisu_program: Program, market: str) -> N
             "time,open,high,low,close,volume,bars\n"
             f"{open_time}T00:00:00Z,0.00000908,0.00000929,0.00000893,0.00000917,11316407147221,1440\n"
         )
+    # The market may stand alone, and - is stdout.
+    alone = kurisu_program("candles", "export", market, "--timeframe", "1M", "-o", "-")
+    assert alone.out == kurisu_program(*export, "1M").out
     nothing = kurisu_program(*export, "1h", "--since", "2020-01-01", "--until", "2020-02-01")
     assert nothing.out == "time,open,high,low,close,volume,bars\n"
     assert "No 1h candles" in nothing.err
+
+
+@pytest.mark.parametrize("environment", ["plain"], indirect=True)
+def test_the_ending_says_the_format_or_is_refused(
+    kurisu_program: Program, market: str, tmp_path: Path
+) -> None:
+    export = ("candles", "export", market, "--timeframe", "1d", "-o")
+    assert kurisu_program(*export, "a.arrow", "--json").json["format"] == "feather"
+    assert kurisu_program(*export, "a.PQ", "--json").json["format"] == "parquet"
+    assert kurisu_program(*export, "a", "--json").json["format"] == "csv"
+    said = kurisu_program(*export, "a.csv.gz", code=2).err
+    assert said == (
+        "kurisu: '.gz' is the ending of none of csv, parquet, feather: say which with --format\n"
+    )
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "a.PQ", "a.arrow"}
+    trades = ("trades", "export", market, "-o", "a.csv.gz")
+    assert kurisu_program(*trades, code=2).err == said
+
+
+@pytest.mark.parametrize("environment", ["plain"], indirect=True)
+def test_the_listing_does_not_take_the_place_of_the_data(
+    kurisu_program: Program, tmp_path: Path
+) -> None:
+    (tmp_path / "a.csv").write_text("precious")
+    (tmp_path / "b.csv").symlink_to("a.csv")
+    run = ("candles", "import", "a.csv", "--market", "binance:A/B", "--rejects", "b.csv")
+    assert "--rejects b.csv is a file to import" in kurisu_program(*run, code=2).err
+    assert (tmp_path / "a.csv").read_text() == "precious"
 
 
 def test_gaps_tell_what_is_known(kurisu_program: Program, market: str) -> None:
@@ -207,6 +238,7 @@ def test_verify_counts_bars_and_fails_on_a_difference(
     kurisu_program("candles", "import", sample, "--market", market)
     verify = ("candles", "verify", "--market", market)
     assert kurisu_program(*verify, "--json").json["checked"]["1h"] == 24
+    assert kurisu_program(*verify, "--since", "2090-01-01").out == "bars recomputed from 1m: none\n"
     # Somebody changes a bar behind the triggers' back.
     url = kurisu_program.url
     _spoil(url, market)
@@ -242,6 +274,11 @@ def test_latest_of_many_markets(kurisu_program: Program, market: str) -> None:
     ).items()
     said = kurisu_program("candles", "latest", "--market", market, "--count", "2").out
     assert [line.split()[1][11:16] for line in said.splitlines()[1:]] == ["23:58", "23:59"]
+    assert kurisu_program("candles", "latest", market, "--count", "2").out == said
+    none = kurisu_program("candles", "latest", "--exchange", "nope").err
+    assert none == "No 1m candles of nope: `kurisu markets list` shows what is there.\n"
+    both = kurisu_program("candles", "latest", market, "--exchange", "binance", code=2).err
+    assert "not both" in both
 
 
 def test_markets_list(kurisu_program: Program, market: str) -> None:

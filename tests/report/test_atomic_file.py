@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -56,6 +57,24 @@ def test_a_device_is_written_to(tmp_path: Path) -> None:
     with atomic_file(Path(os.devnull)) as file:
         file.write(b"gone")
     assert not Path(os.devnull).is_file()
+
+
+@pytest.mark.skipif(not Path("/dev/fd").exists(), reason="no /dev/fd on this system")
+def test_a_pipe_by_its_descriptor_is_written_to() -> None:
+    reader, writer = os.pipe()
+    with atomic_file(Path(f"/dev/fd/{writer}")) as file:
+        file.write(b"through")
+    os.close(writer)
+    with open(reader, "rb") as pipe:
+        assert pipe.read() == b"through"
+
+
+def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"old")
+    with pytest.raises(OSError, match="No space left") as full, atomic_file(tmp_path / "a"):
+        raise OSError(errno.ENOSPC, "as pyarrow says it")
+    assert full.value.filename == str(tmp_path / "a")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
 
 
 def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:

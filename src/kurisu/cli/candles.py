@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import sys
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kurisu.cli.command import (
-    MarketOption,
+    ManyMarketsArgument,
+    ManyMarketsOption,
+    OneExchangeOption,
+    OneMarketArgument,
+    OneMarketOption,
     Session,
     SinceOption,
     TimeframeOption,
@@ -21,10 +23,17 @@ from kurisu.cli.command import (
     command,
     find_market,
     find_markets,
+    one_market,
     parse_range,
 )
-from kurisu.cli.output import table
-from kurisu.errors import InvalidArgument
+from kurisu.cli.output import safe, table
+from kurisu.cli.output_file import (
+    Float64Option,
+    FormatOption,
+    OutputOption,
+    export_format,
+    opened,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -32,7 +41,6 @@ if TYPE_CHECKING:
 
     from kurisu.domain.candle import Candle
     from kurisu.domain.timeframe import Timeframe
-    from kurisu.report.candle_export import Format
     from kurisu.report.terminal import Style
     from kurisu.store.candle_table import CandleTable
     from kurisu.store.coverage_read import Gap
@@ -44,32 +52,12 @@ app = typer.Typer(help="Candles: import, look at, export, check.", no_args_is_he
 
 NUMBERS = ("open", "high", "low", "close", "volume")
 
-ManyMarketsOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--market",
-        metavar="EXCHANGE:SYMBOL",
-        help="May be given more than once; all if not given.",
-        show_default=False,
-    ),
-]
-OutputOption = Annotated[
-    Path | None,
-    typer.Option("--output", "-o", metavar="FILE", help="Else CSV goes to stdout."),
-]
-FormatOption = Annotated[
-    str | None,
-    typer.Option("--format", metavar="csv|parquet|feather", help="Else by FILE's ending."),
-]
-Float64Option = Annotated[
-    bool, typer.Option("--float64", help="Numbers as nearest doubles instead of decimals.")
-]
-
 
 @command(app, "show")
 async def show(
     session: Session,
-    market: MarketOption,
+    name: OneMarketArgument = None,
+    market: OneMarketOption = None,
     timeframe: TimeframeOption = "1h",
     since: SinceOption = None,
     until: UntilOption = None,
@@ -79,10 +67,10 @@ async def show(
     """Show bars of any timeframe: the newest, or with --since the first from there on."""
     from kurisu.domain.timeframe import timeframe as timeframe_of
 
-    frame = timeframe_of(timeframe)
+    wanted, frame = one_market(name, market), timeframe_of(timeframe)
     first, end = parse_range(since, until)
     async with session.open() as store:
-        found = await find_market(store, market)
+        found = await find_market(store, wanted)
         bars, more = await _some(store, found, frame, first, end, limit)
     candles = list(bars.candles())
     if not candles and not session.json:
@@ -170,7 +158,8 @@ def terminal_style() -> Style:
 @command(app, "export")
 async def export(
     session: Session,
-    market: MarketOption,
+    name: OneMarketArgument = None,
+    market: OneMarketOption = None,
     timeframe: TimeframeOption = "1m",
     since: SinceOption = None,
     until: UntilOption = None,
@@ -181,21 +170,13 @@ async def export(
     """Export bars of any timeframe, exactly, to CSV, Parquet or Feather."""
     from kurisu.domain.timeframe import timeframe as timeframe_of
     from kurisu.report import candle_export
-    from kurisu.report.atomic_file import atomic_file
 
-    frame = timeframe_of(timeframe)
+    wanted, frame = one_market(name, market), timeframe_of(timeframe)
     first, end = parse_range(since, until)
-    kind = export_format(format_, output)
-    if float64 and kind is candle_export.Format.CSV:
-        raise InvalidArgument("CSV is text and always exact; --float64 is for the others")
-    if output is None and (session.json or kind is not candle_export.Format.CSV):
-        raise InvalidArgument("--output FILE is needed: only CSV goes to stdout")
-    with contextlib.ExitStack() as stack:
-        sink = sys.stdout.buffer
-        if output is not None:
-            sink = stack.enter_context(atomic_file(output))
+    kind = export_format(format_, output, float64=float64, json=session.json)
+    with opened(output) as sink:
         async with session.open() as store:
-            found = await find_market(store, market)
+            found = await find_market(store, wanted)
             with session.working(f"reading {frame} candles of {found}"):
                 bars = await store.candles.read(found, frame, first, end)
         candle_export.write(bars, kind, sink, float64=float64)
@@ -206,27 +187,14 @@ async def export(
             "market": str(found), "timeframe": frame.name, "file": output, "format": kind,
             "candles": len(bars), "sources": bars.sources,
         }  # fmt: skip
-        from kurisu.cli.output import safe
-
         session.result(data, f"{len(bars):,} candles in {safe(str(output))}")
-
-
-def export_format(given: str | None, output: Path | None) -> Format:
-    """What --format says, else the ending of `output`, else CSV. Raises InvalidArgument."""
-    from kurisu.report.candle_export import Format
-
-    ending = output.suffix.lstrip(".").lower() if output is not None else ""
-    wanted = given or (ending if ending in list(Format) else "csv")
-    try:
-        return Format(wanted.lower())
-    except ValueError:
-        raise InvalidArgument(f"unknown format {wanted!r}; there are {', '.join(Format)}") from None
 
 
 @command(app, "gaps")
 async def gaps(
     session: Session,
-    market: MarketOption,
+    name: OneMarketArgument = None,
+    market: OneMarketOption = None,
     timeframe: TimeframeOption = "1m",
     since: SinceOption = None,
     until: UntilOption = None,
@@ -234,10 +202,10 @@ async def gaps(
     """List stretches without candles, and what is known about each."""
     from kurisu.domain.timeframe import timeframe as timeframe_of
 
-    frame = timeframe_of(timeframe)
+    wanted, frame = one_market(name, market), timeframe_of(timeframe)
     first, end = parse_range(since, until)
     async with session.open() as store:
-        found = await find_market(store, market)
+        found = await find_market(store, wanted)
         holes = await store.candles.gaps(found, frame, first, end)
         # Without a hole: is everything there, or nothing at all?
         sources = None if holes else (await store.candles.read(found, frame, first, end)).sources
@@ -292,14 +260,16 @@ def gaps_text(holes: Sequence[Gap], bars: Mapping[str, int], frame: Timeframe) -
 @command(app, "verify")
 async def verify(
     session: Session,
+    names: ManyMarketsArgument = None,
     market: ManyMarketsOption = None,
+    exchange: OneExchangeOption = None,
     since: SinceOption = None,
     until: UntilOption = None,
 ) -> int:
     """Recompute every stored 5m to 1d bar from 1m; exit code 1 if a digit differs."""
     first, end = parse_range(since, until)
     async with session.open() as store:
-        markets = await find_markets(store, market) if market else None
+        markets = await find_markets(store, names, market, exchange)
         with session.working("recomputing bars"):
             report = await store.candles.verify(markets, first, end)
     data = {
@@ -327,13 +297,14 @@ def _bar(values: Sequence[Any] | None) -> dict[str, Any] | None:
 
 def verify_text(report: VerifyReport) -> str:
     """What `verify` found, for people."""
-    checked = ", ".join(f"{count:,} of {name}" for name, count in report.checked.items())
+    checked = ", ".join(f"{count:,} of {name}" for name, count in report.checked.items() if count)
     lines = [f"bars recomputed from 1m: {checked or 'none'}"]
     kept = sum(report.kept.values())
     if kept:
         lines.append(f"{kept:,} more are older than the candles that are kept")
-    if report.ok:
+    if report.ok and checked:
         lines.append("all are equal to the last digit")
+    if report.ok:
         return "\n".join(lines)
     rows = []
     for found in report.differences:
@@ -349,11 +320,9 @@ def verify_text(report: VerifyReport) -> str:
 @command(app, "latest")
 async def latest(
     session: Session,
+    names: ManyMarketsArgument = None,
     market: ManyMarketsOption = None,
-    exchange: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="All markets of this exchange.", show_default=False),
-    ] = None,
+    exchange: OneExchangeOption = None,
     timeframe: TimeframeOption = "1m",
     count: Annotated[int, typer.Option(min=1, help="Bars of each market.")] = 1,
 ) -> None:
@@ -361,16 +330,15 @@ async def latest(
     from kurisu.domain.timeframe import timeframe as timeframe_of
 
     frame = timeframe_of(timeframe)
-    if market and exchange:
-        raise InvalidArgument("give --market or --exchange, not both")
     async with session.open() as store:
-        found = await (find_markets(store, market) if market else store.markets.list(exchange))
+        found = await find_markets(store, names, market, exchange)
         bars = await store.candles.latest(found, frame, count)
     columns = [name for name in bars.column_names if name != "market_id"]
     rows = bars.select(columns).to_pylist()
     if not rows and not session.json:
-        which = str(found[0]) if len(found) == 1 else f"these {len(found):,} markets"
-        session.note(f"No {frame} candles of {which}.")
+        which = f" of {found[0]}" if len(found) == 1 else ""
+        which = f" of {exchange}" if exchange else which
+        session.note(f"No {frame} candles{which}: `kurisu markets list` shows what is there.")
         return
     session.result(
         {"timeframe": frame.name, "candles": rows},

@@ -18,6 +18,7 @@ from kurisu.cli.output import safe, to_json
 from kurisu.errors import InvalidArgument
 
 if TYPE_CHECKING:
+    from kurisu.domain.market import MarketName
     from kurisu.store.markets import Market
     from kurisu.store.store import Store
 
@@ -40,6 +41,40 @@ VerboseOption = Annotated[
 ]
 MarketOption = Annotated[
     str, typer.Option("--market", metavar="EXCHANGE:SYMBOL", help="E.g. binance:BTC/USDT.")
+]
+OneMarketArgument = Annotated[
+    str | None,
+    typer.Argument(metavar="MARKET", help="E.g. binance:BTC/USDT.", show_default=False),
+]
+OneMarketOption = Annotated[
+    str | None,
+    typer.Option(
+        "--market",
+        metavar="EXCHANGE:SYMBOL",
+        help="The same, as other commands have it.",
+        show_default=False,
+    ),
+]
+ManyMarketsArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="MARKET...", help="E.g. binance:BTC/USDT; all if not given.", show_default=False
+    ),
+]
+ManyMarketsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--market",
+        metavar="EXCHANGE:SYMBOL",
+        help="The same, as other commands have it; may be given more than once.",
+        show_default=False,
+    ),
+]
+OneExchangeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--exchange", metavar="NAME", help="All markets of this exchange.", show_default=False
+    ),
 ]
 ExchangeArgument = Annotated[
     str, typer.Argument(metavar="EXCHANGE", help="CCXT's id, or a name in kurisu.toml.")
@@ -246,14 +281,36 @@ def parse_range(since: str | None, until: str | None) -> tuple[datetime | None, 
     return first, end
 
 
-async def find_market(store: Store, name: str) -> Market:
-    """The market that --market names. Raises InvalidArgument, NotFound."""
+def one_market(argument: str | None, option: str | None) -> MarketName:
+    """The one market that is named, as argument or as option. Raises InvalidArgument."""
     from kurisu.domain.market import MarketName
 
-    parsed = MarketName.parse(name)
+    if (argument is None) == (option is None):
+        raise InvalidArgument("name one market, e.g. binance:BTC/USDT.")
+    return MarketName.parse(argument or option or "")
+
+
+async def find_market(store: Store, name: str | MarketName) -> Market:
+    """The market of that name. Raises InvalidArgument, NotFound."""
+    from kurisu.domain.market import MarketName
+
+    parsed = MarketName.parse(name) if isinstance(name, str) else name
     return await store.markets.get(parsed.exchange, parsed.symbol)
 
 
-async def find_markets(store: Store, names: Sequence[str]) -> list[Market]:
-    """The markets that --market names, each once."""
-    return [await find_market(store, name) for name in dict.fromkeys(names)]
+async def find_markets(
+    store: Store,
+    names: Sequence[str] | None,
+    more: Sequence[str] | None = None,
+    exchange: str | None = None,
+) -> list[Market]:
+    """The markets that are named, each once; else all of `exchange`, or of every exchange.
+
+    Raises InvalidArgument if both are given, NotFound.
+    """
+    wanted = [*(names or ()), *(more or ())]
+    if wanted and exchange:
+        raise InvalidArgument("name markets or --exchange, not both")
+    if wanted:
+        return [await find_market(store, name) for name in dict.fromkeys(wanted)]
+    return await store.markets.list(exchange)

@@ -89,6 +89,7 @@ async def import_files(
     """Store file after file; the exit code. rejects: see `RejectsOption`."""
     from kurisu.report.atomic_file import atomic_file
 
+    _check_rejects(rejects, files)
     done: list[FileReport[C] | Failure] = []
     with contextlib.ExitStack() as stack:
         # Opened first: not to find out after an hour that it cannot be written.
@@ -122,6 +123,14 @@ async def import_files(
     (only,) = done
     session.result(only.as_dict(), "")
     return 0
+
+
+def _check_rejects(rejects: Path | None, files: Sequence[Path]) -> None:
+    """Raises InvalidArgument where the listing would take the place of what is imported."""
+    if rejects is None or not rejects.is_file():
+        return
+    if any(path.is_file() and path.samefile(rejects) for path in files):
+        raise InvalidArgument(f"--rejects {rejects} is a file to import: name another one")
 
 
 def _finish(session: Session, done: Sequence[FileReport[C] | Failure], wording: Wording[C]) -> int:

@@ -15,6 +15,7 @@ import typer
 
 from kurisu.cli.command import Session, command, find_market, parse_range, parse_time
 from kurisu.cli.output import iso, safe, table
+from kurisu.cli.output_file import OutputOption, opened
 from kurisu.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -555,10 +556,7 @@ async def export(
             "entry itself, a line for each posting.",
         ),
     ] = "koinly",
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="A file; else stdout.", show_default=False),
-    ] = None,
+    output: OutputOption = None,
     account: AccountOption = None,
     run: RunOption = None,
     since: SinceOption = None,
@@ -591,9 +589,7 @@ def _write(session: Session, output: Path | None, write: Callable[[Any], int]) -
     if output is None:
         write(sys.stdout)
         return
-    from kurisu.report.atomic_file import atomic_file
-
-    with atomic_file(output) as file:
+    with opened(output) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
         lines = write(text)
         text.flush()

@@ -3,32 +3,33 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from kurisu.cli import trades_backfill, trades_import
-from kurisu.cli.candles import (
-    NUMBERS,
-    Float64Option,
-    FormatOption,
-    OutputOption,
-    export_format,
-    in_range,
-)
+from kurisu.cli.candles import NUMBERS, in_range
 from kurisu.cli.command import (
     AllowExpiringOption,
+    OneMarketArgument,
+    OneMarketOption,
     Session,
     TradesSinceOption,
     UntilOption,
     command,
     find_market,
+    one_market,
     parse_range,
 )
 from kurisu.cli.output import iso, safe, table
-from kurisu.errors import InvalidArgument
+from kurisu.cli.output_file import (
+    Float64Option,
+    FormatOption,
+    OutputOption,
+    export_format,
+    opened,
+)
 
 if TYPE_CHECKING:
     from kurisu.domain.candle import Candle
@@ -42,41 +43,22 @@ trades_backfill.add_to(app)
 
 #: Differences that the text report shows.
 SHOWN: Final = 20
-MarketArgument = Annotated[
-    str | None,
-    typer.Argument(metavar="MARKET", help="E.g. binance:BTC/USDT.", show_default=False),
-]
-MarketOption = Annotated[
-    str | None,
-    typer.Option(
-        "--market",
-        metavar="EXCHANGE:SYMBOL",
-        help="The same, as other commands have it.",
-        show_default=False,
-    ),
-]
-
-
-def _name(argument: str | None, option: str | None) -> str:
-    """The one market that is named. Raises InvalidArgument."""
-    if (argument is None) == (option is None):
-        raise InvalidArgument("name one market, e.g. binance:BTC/USDT.")
-    return argument or option or ""
 
 
 @command(app, "show")
 async def show(
     session: Session,
-    name: MarketArgument = None,
-    market: MarketOption = None,
+    name: OneMarketArgument = None,
+    market: OneMarketOption = None,
     since: TradesSinceOption = None,
     until: UntilOption = None,
     limit: Annotated[int, typer.Option(min=1, help="Trades to show at most.")] = 20,
 ) -> None:
     """Show trades: the newest, or with --since the first from there on."""
+    wanted = one_market(name, market)
     first, end = parse_range(since, until)
     async with session.open() as store:
-        found = await find_market(store, _name(name, market))
+        found = await find_market(store, wanted)
         space = await store.trades.id_space(found)
         if first is not None:
             trades = await store.trades.read(found, first, end, limit=limit)
@@ -104,8 +86,8 @@ async def show(
 @command(app, "export")
 async def export(
     session: Session,
-    name: MarketArgument = None,
-    market: MarketOption = None,
+    name: OneMarketArgument = None,
+    market: OneMarketOption = None,
     since: TradesSinceOption = None,
     until: UntilOption = None,
     output: OutputOption = None,
@@ -114,21 +96,16 @@ async def export(
 ) -> None:
     """Export trades, exactly, to CSV, Parquet or Feather; ranges of any size."""
     from kurisu.report import trade_export
-    from kurisu.report.atomic_file import atomic_file
-    from kurisu.report.candle_export import Format
 
+    wanted = one_market(name, market)
     first, end = parse_range(since, until)
-    kind = export_format(format_, output)
-    if output is None and (session.json or kind is not Format.CSV):
-        raise InvalidArgument("--output FILE is needed: only CSV goes to stdout")
+    kind = export_format(format_, output, float64=float64, json=session.json)
     count = 0
     with contextlib.ExitStack() as stack:
-        sink = sys.stdout.buffer
-        if output is not None:
-            sink = stack.enter_context(atomic_file(output))
+        sink = stack.enter_context(opened(output))
         write = stack.enter_context(trade_export.writer(kind, sink, float64=float64))
         async with session.open() as store:
-            found = await find_market(store, _name(name, market))
+            found = await find_market(store, wanted)
             with session.working(f"writing trades of {found}"):
                 # Closed at once when nobody reads any more, and not when it is forgotten.
                 async with contextlib.aclosing(store.trades.iterate(found, first, end)) as tables:
@@ -145,8 +122,8 @@ async def export(
 @command(app, "coverage")
 async def coverage(
     session: Session,
-    name: MarketArgument = None,
-    market: MarketOption = None,
+    name: OneMarketArgument = None,
+    market: OneMarketOption = None,
     since: TradesSinceOption = None,
     until: UntilOption = None,
 ) -> None:
@@ -154,9 +131,10 @@ async def coverage(
 
     What no stretch speaks of was never asked for.
     """
+    wanted = one_market(name, market)
     first, end = parse_range(since, until)
     async with session.open() as store:
-        found = await find_market(store, _name(name, market))
+        found = await find_market(store, wanted)
         stretches = await store.trades.coverage(found, first, end)
     if not stretches and not session.json:
         session.note(f"Nothing is known of the trades of {found}{in_range(first, end)}.")
@@ -170,8 +148,8 @@ async def coverage(
 @command(app, "to-candles")
 async def to_candles(
     session: Session,
-    name: MarketArgument = None,
-    market: MarketOption = None,
+    name: OneMarketArgument = None,
+    market: OneMarketOption = None,
     since: TradesSinceOption = None,
     until: UntilOption = None,
     write: Annotated[
@@ -188,9 +166,10 @@ async def to_candles(
     """
     from kurisu.ingest.trade_candles import candles_from_trades
 
+    wanted = one_market(name, market)
     first, end = parse_range(since, until)
     async with session.open() as store:
-        found = await find_market(store, _name(name, market))
+        found = await find_market(store, wanted)
         with session.working(f"building candles from trades of {found}"):
             report = await candles_from_trades(
                 store, found, first, end, write=write, allow_expiring=allow_expiring

@@ -8,7 +8,10 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Final
+
+#: No room for what is written. The error does not say where.
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 @contextlib.contextmanager
@@ -18,13 +21,14 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     What was at `path` stays until then. A link is followed; what is not a regular file (a device,
     a pipe) is written to directly. Raises OSError at once if it cannot be made.
     """
-    path = Path(os.path.realpath(path))
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    # Before links are followed: /dev/stdout leads to the name of a pipe, which is no path.
     if path.exists() and not path.is_file():
         with path.open("wb") as device:
             yield device
         return
+    path = Path(os.path.realpath(path))
     try:
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", dir=path.parent)
     except OSError as error:  # it names the temporary file, which nobody has heard of
@@ -36,9 +40,11 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         os.chmod(name, _mode(path))
         os.replace(name, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(name)
+        if isinstance(error, OSError) and error.errno in _FULL:
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
         raise
 
 
