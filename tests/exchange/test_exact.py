@@ -17,8 +17,16 @@ from exchange_server.world import BARS, NOW_MS, START_MS, TICKS, Opener
 from kurisu.exchange.candles import candle_pages
 from kurisu.exchange.ccxt_adapter import CcxtExchange
 from kurisu.exchange.clock import from_ms
-from kurisu.exchange.exact import BrokenAnswer, decode, exact_class, text_number, whole
+from kurisu.exchange.exact import (
+    BrokenAnswer,
+    _gate_candles,
+    decode,
+    exact_class,
+    text_number,
+    whole,
+)
 from kurisu.exchange.port import TradeQuery
+from kurisu.exchange.settings import ExchangeSettings
 from kurisu.exchange.trades import trade_pages
 
 SYMBOLS = {"binance": "SHIB/USDT", "bitfinex": "BTC/USD", "kraken": "XRP/USDT"}
@@ -240,6 +248,58 @@ def test_an_id_that_ccxt_makes_is_none() -> None:
     market = exchange.safe_market_structure({"id": "X_Y", "symbol": "X/Y:Y", "swap": True})
     row = {"p": 31199, "v": 18, "T": 1, "O": 3, "M": 2, "t": START_MS}
     assert [trade["id"] for trade in exchange.parse_trades([row, row], market)] == [None, None]
+
+
+#: venue: a candle of a contract, by REST and on the stream, of which 12 were traded. CCXT takes the
+#: 34 of the base or quote currency, or one on REST and the other on the stream.
+COUNTED: dict[str, tuple[Any, Any]] = {
+    "okx": (["60000", "1", "1", "1", "1", "12", "34", "56", "1"], None),
+    "binance": ([60000, "1", "1", "1", "1", "12", 119999, "34", 5, "6", "7", "0"], None),
+    "binancecoinm": ([60000, "1", "1", "1", "1", "12", 119999, "34", 5, "6", "7", "0"], None),
+    "bybit": (
+        ["60000", "1", "1", "1", "1", "12", "34"],
+        {"start": 60000, "open": "1", "high": "1", "low": "1", "close": "1", "volume": "12",
+         "turnover": "34"},
+    ),
+    "bitget": (["60000", "1", "1", "1", "1", "12", "34"],) * 2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("venue", COUNTED)
+def test_volumes_of_contracts_are_in_the_unit_of_their_trades(venue: str) -> None:
+    import ccxt.pro
+
+    exchange = exact_class(getattr(ccxt.pro, venue))({"number": str})
+    market = exchange.safe_market_structure(
+        {"id": "X", "symbol": "X/Y:X", "type": "swap", "swap": True, "contract": True,
+         "linear": False, "inverse": True}
+    )  # fmt: skip
+    rest, stream = COUNTED[venue]
+    row = [60000, "1", "1", "1", "1", "12"]
+    assert exchange.parse_ohlcv(rest, market) == row
+    assert [list(found) for found in exchange.parse_ohlcvs([rest] * 20, market)] == [row] * 20
+    if stream is not None:
+        assert exchange.parse_ws_ohlcv(stream, market) == row
+
+
+def test_gate_counts_contracts_where_it_says_the_quote_currency_of_spot() -> None:
+    message = {"channel": "futures.candlesticks", "result": [{"n": "1m_X_Y", "v": 12, "a": "34"}]}
+    assert _gate_candles(message)["result"][0]["v"] == 12
+    message["channel"] = "spot.candlesticks"
+    assert _gate_candles(message)["result"][0]["v"] == "34"
+
+
+def test_what_a_contract_costs_is_not_rounded_on_the_way() -> None:
+    """CCXT multiplies with 1 / price, cut off after 18 digits."""
+    exchange = CcxtExchange(ExchangeSettings("binance"))
+    exchange.client.markets = {
+        "X/Y:X": {"contract": True, "inverse": True, "contractSize": "100"},
+        "X/Y": {"contract": False, "contractSize": None},
+    }
+    trade = {"timestamp": 1, "id": "1", "side": "buy", "price": "0.3", "amount": "700000000",
+             "cost": "233333333333.3333331", "info": {}}  # fmt: skip
+    assert exchange.trade_row(trade, "X/Y:X").cost == "233333333333.333333333333333333"
+    assert exchange.trade_row(trade, "X/Y").cost is None
 
 
 def test_an_answer_that_is_not_json_is_not_taken_for_a_refusal() -> None:

@@ -120,7 +120,7 @@ class Binance(Venue):
 
     def is_private(self, path: str) -> bool:
         if path.startswith("fapi/"):
-            return not path.endswith("exchangeInfo")
+            return not path.endswith(("exchangeInfo", "aggTrades"))
         return self.account.owns(path)
 
     def answer_signed(

@@ -100,7 +100,7 @@ class ExchangeServer:
             api["fapiPublic"] = f"{base}/fapi/v1"
             kinds = ["spot", "linear"] if self.binance.futures.entries else ["spot"]
             streams = f"ws://127.0.0.1:{self.port}/stream/ws"
-            spot = {**api, "ws": {"spot": streams, "margin": streams}}
+            spot = {**api, "ws": dict.fromkeys(("spot", "margin", "linear"), streams)}
             return {"urls": {"api": spot}, "options": {"fetchMarkets": kinds}, **more}
         urls: dict[str, Any] = dict.fromkeys(("public", "private", "v1"), base)
         if venue == "bitfinex":
@@ -139,6 +139,7 @@ class ExchangeServer:
     async def _start(self) -> None:
         app = web.Application()
         app.router.add_get("/stream/ws/{number}", self.streams.handle)
+        app.router.add_get("/stream/market/ws/{number}", self.streams.handle)
         app.router.add_get("/stream/bitfinex", self.bitfinex_streams.handle)
         app.router.add_route("*", "/{venue}/{path:.*}", self._handle)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)

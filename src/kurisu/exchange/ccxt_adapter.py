@@ -22,7 +22,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from kurisu.domain.money import parse_decimal
+from kurisu.domain.money import parse_decimal, plain
+from kurisu.domain.trade import cost_of
 from kurisu.errors import BadAnswer, BadSymbol, ExchangeError, InvalidArgument, NotOffered
 from kurisu.exchange.calls import Caller, RetryPolicy, Sleep, WeightBudget
 from kurisu.exchange.clock import ExchangeClock, from_ms
@@ -218,7 +219,7 @@ class CcxtExchange:
                 trades = await self.client.fetch_trades(symbol, query.since_ms, limit, params)
             if not trades:
                 check_rows_missing(answers)
-            rows = [self.trade_row(trade, spot=spot) for trade in trades]
+            rows = [self.trade_row(trade, symbol) for trade in trades]
             return TradeAnswer(rows, self._cursor(trades))
 
         return await self._call(ask)
@@ -317,7 +318,7 @@ class CcxtExchange:
             raise BrokenAnswer(f"a candle has no time: {str(row)[:100]}")
         return CandleRow(time_ms, *(self._text(value) for value in numbers))
 
-    def trade_row(self, trade: Any, *, spot: bool) -> TradeRow:
+    def trade_row(self, trade: Any, symbol: str) -> TradeRow:
         """One of CCXT's trades, exact."""
         time_ms, price, amount = trade["timestamp"], trade["price"], trade["amount"]
         if not isinstance(time_ms, int) or not _is_number(price) or not _is_number(amount):
@@ -333,9 +334,21 @@ class CcxtExchange:
             trade["side"] if trade["side"] in ("buy", "sell") else None,
             self._text(price) or "",
             self._text(amount) or "",
-            None if spot else self._text(trade["cost"]),
+            self._cost(self.client.markets[symbol], price, amount),
             self._parts(trade["info"]),
         )
+
+    def _cost(self, market: Any, price: Any, amount: Any) -> str | None:
+        """Of a contract, whose size may be known only here; the store has those of spot."""
+        if not market.get("contract"):
+            return None
+        size, one_price, one_amount = (
+            parse_decimal(self._text(value) or "")
+            for value in (market.get("contractSize"), price, amount)
+        )
+        if size is None or not one_price or one_amount is None:
+            return None
+        return plain(cost_of(one_price, one_amount, size, inverse=bool(market.get("inverse"))))
 
     def _parts(self, info: Any) -> int:
         name = self._venue.trade_parts

@@ -4,8 +4,8 @@ CCXT hands out what came last in a cache, when somebody asks for it. What comes 
 questions is lost once the cache is full, and a connection that is lost and made anew between two
 questions is not even noticed. So nothing here reads CCXT's caches: a `Tap` stands in their place
 and takes every row when CCXT's handler stores it, and a `Wires` hears of every connection that is
-lost. CCXT subscribes, answers pings and parses; for Binance's spot streams the messages are read
-here, because CCXT takes as long over one as everything else together.
+lost. CCXT subscribes, answers pings and parses; Binance's messages are read here, because CCXT
+takes as long over one as everything else together.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ MOST_KEEPALIVE_MS: Final = 15_000
 REFUSALS_S: Final = 600.0
 MOST_REFUSALS: Final = 5
 
-#: Exchanges of CCXT whose spot messages are read here.
-_BINANCE: Final = frozenset({"binance", "binanceus"})
+#: Exchanges of CCXT whose messages are read here.
+_BINANCE: Final = frozenset({"binance", "binanceus", "binanceusdm", "binancecoinm"})
 _AGG_TRADE: Final = '{"e":"aggTrade"'
 _KLINE: Final = '{"e":"kline"'
 
@@ -303,8 +303,7 @@ class Streams:
             for row in rows if len(texts) < len(rows) else ():
                 if type(row) is not str:
                     symbol, trade = row
-                    spot = not self._client.markets[symbol].get("contract")
-                    found.append((symbol, self._exchange.trade_row(trade, spot=spot)))
+                    found.append((symbol, self._exchange.trade_row(trade, symbol)))
         return found
 
     def _candle_rows(

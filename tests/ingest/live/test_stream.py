@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from engines import REAL_TIERS, RealServer, Servers
-from exchange_server import binance, bitfinex
+from exchange_server import binance, binance_futures, bitfinex
 from exchange_server.clock import MINUTE_MS
 from exchange_server.server import ExchangeServer
 from exchange_server.truth import Bar, Listing, Series, Tape, Tick
@@ -203,6 +203,24 @@ async def test_trades_of_a_connection_that_is_cut_again_and_again(
     await check(store, market, trader)
     assert run.events[-1].event == "stopped"
     assert run.events[-1].fields == {"unwritten": 0}
+
+
+async def test_trades_of_a_contract_whose_size_nobody_has_asked_for(
+    store: Store, server: ExchangeServer, opened: Opener
+) -> None:
+    """What they cost depends on it, and without a cost nothing is stored."""
+    entry = binance_futures.entry("BTCUSDT", "BTC", "USDT") | {"contractSize": "0.01"}
+    server.binance.futures.entries["BTCUSDT"] = entry
+    async with running(store, opened) as run:
+        run.start(TRADES, ("binance", "BTC/USDT:USDT"))
+        await run.until(lambda: "btcusdt@aggTrade" in server.streams.subscribed)
+        tick = Tick(7, server.clock.now_ms(), Decimal("50000.5"), Decimal(3), "buy")
+        server.send_agg_trade("BTCUSDT", tick)
+        market = await store.markets.get("binance", "BTC/USDT:USDT")
+        # Whoever stops a stream has everything stored that came.
+        await run.until(lambda: run.count("status") > 3)
+    found = await store.trades.latest(market)
+    assert found.column("cost").to_pylist() == [Decimal("1500.015")]
 
 
 async def test_a_refusal_by_one_exchange_is_not_the_end_of_all(

@@ -105,9 +105,8 @@ class Feed:
             await self._exchange.check_listed(symbol)
             if symbol not in listings:
                 raise BadSymbol(self._exchange.name, f"{symbol} cannot be stored")
-        markets = [
-            await self._store.markets.ensure(self._exchange.name, symbol) for symbol in symbols
-        ]
+        # With what the exchange says of them: the cost of a contract depends on its size.
+        markets = [await self._store.markets.add(listings[symbol]) for symbol in symbols]
         now = await self._exchange.now()
         if self._options.trades and self._streams("trades", self._exchange.streams_trades):
             await self._prepare_trades(markets, now)
