@@ -122,6 +122,12 @@ def test_a_stop_that_is_attached_makes_no_stop_order() -> None:
     profit = {**algo, "slTriggerPx": "", "slOrdPx": "", "tpTriggerPx": "0.00002", "tpOrdPx": "-1"}
     found = order_of("okx", OKX, profit)
     assert (found.type, found.update.stop_price) == (OrderType.TAKE_PROFIT, Decimal("0.00002"))
+    # CCXT calls the price -1 where a trigger sends an order at the market.
+    trigger = {**algo, "ordType": "trigger", "slTriggerPx": "", "triggerPx": "0.000015",
+               "ordPx": "-1"}  # fmt: skip
+    found = order_of("okx", OKX, trigger)
+    assert (found.type, found.update.price) == (OrderType.STOP_LOSS, None)
+    assert found.update.stop_price == Decimal("0.000015")
 
 
 def test_an_order_that_okx_refused() -> None:
@@ -262,6 +268,27 @@ def test_fills_without_ids_get_one_that_is_the_same_every_time() -> None:
     assert {(e.trade_id, e.amount) for e in found} == {(e.trade_id, e.amount) for e in again}
     assert len({e.trade_id for e in found}) == len(found) == 5
     assert len(unreadable) == 1
+
+
+@pytest.mark.parametrize(
+    ("symbol", "market_id", "paid", "fees"),
+    [
+        ("BTC/USD:BTC", "PI_XBTUSD", {"fee_paid": "0.00009142857", "fee_currency": "BTC"},
+         (Fee("BTC", Decimal("0.00009142857")),)),
+        ("BTC/USD:USD", "PF_XBTUSD", {}, None),
+    ],
+)  # fmt: skip
+def test_a_fill_of_kraken_s_futures_has_its_amount_and_no_made_up_fee(
+    symbol: str, market_id: str, paid: dict[str, str], fees: tuple[Fee, ...] | None
+) -> None:
+    """CCXT leaves the amount of an inverse one out, and multiplies a fee from the tariff."""
+    market = market_of(symbol, market_id, contractSize="1", taker="0.0005", maker="0.0002")
+    trade = {"fill_id": "cad76f07-814e", "symbol": market_id, "side": "buy", "order_id": "7",
+             "fillTime": "2026-01-01T00:00:00.123Z", "size": "5000", "price": "10937.5",
+             "fillType": "maker", **paid}  # fmt: skip
+    (found,), unreadable = read_executions([parsed("krakenfutures", "trade", market, trade)])
+    assert unreadable == ()
+    assert (found.amount, found.price, found.fees) == (Decimal(5000), Decimal("10937.5"), fees)
 
 
 def test_amounts_of_deribit_are_no_contracts() -> None:

@@ -102,6 +102,19 @@ def test_trades_that_are_refused_name_the_rule(field: str, value: object, rule: 
     assert str(caught.value).startswith(f"{rule}: ")
 
 
+@pytest.mark.parametrize("said", ["1648957043065280", 1648957043065280224])
+def test_a_time_in_finer_units_is_cut_to_milliseconds(said: object) -> None:
+    """As KuCoin's and Lighter's streams say it, and CCXT hands it on."""
+    found = Execution.from_ccxt(TRADE | {"timestamp": said})
+    assert found.time == datetime(2022, 4, 3, 3, 37, 23, 65_000, UTC)
+
+
+@pytest.mark.parametrize("role", [False, "", "both", 1, ["taker"]])
+def test_a_role_that_is_none_costs_no_fill(role: object) -> None:
+    """CCXT makes False of what one of Bybit's streams says."""
+    assert Execution.from_ccxt(TRADE | {"takerOrMaker": role}).taker_or_maker is None
+
+
 @pytest.mark.parametrize(
     ("changes", "rule"),
     [

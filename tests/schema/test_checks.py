@@ -255,15 +255,15 @@ class TestLedger:
         await writer.refuses("orders", ORDER, "unique_orders_client_order_id")
 
     async def test_orders_of_others_have_no_client_order_id(self, writer: Writer) -> None:
-        await writer.insert("orders", ORDER, client_order_id="NULL")
-        await writer.insert("orders", ORDER, client_order_id="NULL")
+        await writer.insert("orders", ORDER, client_order_id="NULL", exchange_order_id="'x'")
+        await writer.insert("orders", ORDER, client_order_id="NULL", exchange_order_id="'y'")
 
     @pytest.mark.parametrize(
         ("check", "changed"),
         [
             ("taker_or_maker", {"taker_or_maker": "'none'"}),
             ("amount", {"amount": 0}),
-            ("amount", {"amount": "'NaN'"}),
+            ("finite", {"amount": "'NaN'"}),
             ("finite", {"price": "'NaN'"}),
             ("finite", {"cost": "'NaN'"}),
             ("finite", {"fee": "'NaN'"}),

@@ -336,6 +336,141 @@ class TestEntries:
         await refused(psql, self.ENTRY, f"check_ledger_entries_{check}", kind, amount, None)
 
 
+#: A trigger of somebody else's that does what {} says.
+OTHER_TRIGGER: Final = """
+CREATE TEMP TABLE notes (x int);
+CREATE FUNCTION pg_temp.kurisu_follow() RETURNS trigger LANGUAGE plpgsql AS
+$$ BEGIN {}; RETURN NULL; END $$;
+CREATE TRIGGER z AFTER INSERT ON notes FOR EACH ROW EXECUTE FUNCTION pg_temp.kurisu_follow();
+"""
+
+
+class TestFromElsewhere:
+    @pytest.mark.parametrize(
+        "statement",
+        [
+            "UPDATE orders SET filled = 3, remaining = 2", "UPDATE orders SET status = 'closed'",
+            "UPDATE executions SET amount = 1", "UPDATE executions SET order_id = order_id + 1",
+        ],
+    )  # fmt: skip
+    async def test_guards_hold_inside_of_other_triggers(
+        self, psql: Connection, statement: str
+    ) -> None:
+        await psql.execute(OTHER_TRIGGER.format(statement))
+        await refused(psql, "INSERT INTO notes VALUES (1)", "inside of a trigger is refused")
+
+    async def test_another_trigger_may_add_a_fill(self, psql: Connection) -> None:
+        fill = FILL.replace("$1", "'2'").replace("$2", "1").replace("$3", "100")
+        await psql.execute(OTHER_TRIGGER.format(fill))
+        await psql.execute("INSERT INTO notes VALUES (1)")
+        row = await order(psql)
+        assert (row["filled"], row["cost"]) == (3, 300)
+
+    @pytest.mark.parametrize("schema", ["pg_temp", "of_somebody"])
+    async def test_tables_of_the_same_names_are_no_others(
+        self, psql: Connection, schema: str
+    ) -> None:
+        if schema != "pg_temp":
+            await psql.execute(f"CREATE SCHEMA {schema}; SET LOCAL search_path = {schema}, public")
+        for table in ("orders", "executions", "accounts", "markets"):
+            await psql.execute(
+                f"CREATE TABLE {schema}.{table} AS SELECT * FROM public.{table};"
+                f"DELETE FROM {schema}.{table} WHERE id < 0"
+            )
+        await psql.execute(
+            "INSERT INTO public.executions (order_id, trade_id, price, amount, cost, time) "
+            "SELECT id, '2', 100, 1, 100, now() FROM public.orders WHERE client_order_id = 'a';"
+            "INSERT INTO public.execution_corrections (execution_id, time, cost, reason) "
+            "SELECT id, time, 99, 'x' FROM public.executions WHERE trade_id = '2';"
+            "INSERT INTO public.order_corrections (order_id, status, reason) "
+            "SELECT id, 'closed', 'x' FROM public.orders WHERE client_order_id = 'a'"
+        )
+        row = await psql.fetchrow("SELECT * FROM public.orders WHERE client_order_id = 'a'")
+        assert (row["filled"], row["cost"], row["status"]) == (3, 299, "closed")
+
+    async def test_every_function_that_looks_at_tables_says_where(self, psql: Connection) -> None:
+        found = await psql.fetch(
+            "SELECT proname::text FROM pg_proc WHERE proname LIKE 'kurisu\\_%' "
+            "AND NOT coalesce(array_to_string(proconfig, ' ') ~ 'search_path=.*pg_temp', FALSE)"
+        )
+        assert {row["proname"] for row in found} == {
+            "kurisu_are_fees", "kurisu_append_only", "kurisu_guard_orders", "kurisu_keep_id",
+            "kurisu_time_is_given",
+        }  # fmt: skip
+
+    @pytest.mark.parametrize("table", ["orders", "accounts"])
+    async def test_ids_stay(self, psql: Connection, table: str) -> None:
+        await refused(psql, f"UPDATE {table} SET id = DEFAULT", f"{table}.id never changes")
+
+
+class TestWhatCannotBeRead:
+    @pytest.mark.parametrize(
+        ("columns", "check"),
+        [
+            ("price = 0", "amount"), ("price = -1", "amount"), ("price = 'NaN'", "finite"),
+            ("cost = -1", "amount"), ("cost = 'NaN'", "finite"), ("amount = 'NaN'", "finite"),
+            ("time = 'infinity'", "time"), ("time = '-infinity'", "time"),
+            ("time = '20000-01-01'", "time"), ("trade_id = ''", "waits_under_an_id"),
+            ("fee_currency = ''", "fee_has_currency"), ("fee_currency = NULL", "fee_has_currency"),
+        ],
+    )  # fmt: skip
+    async def test_of_an_execution(self, psql: Connection, columns: str, check: str) -> None:
+        given = {
+            "trade_id": "'2'", "price": "100", "amount": "1", "cost": "100", "time": "now()",
+            "fee": "1", "fee_currency": "'BNB'",
+        }  # fmt: skip
+        name, value = columns.split(" = ")
+        given[name] = value
+        await refused(
+            psql,
+            f"INSERT INTO executions (order_id, {', '.join(given)}) "
+            f"SELECT id, {', '.join(given.values())} FROM orders WHERE client_order_id = 'a'",
+            f"check_executions_{check}",
+        )
+
+    async def test_no_fill_under_an_id_that_its_order_does_not_have(self, psql: Connection) -> None:
+        await psql.execute(
+            "INSERT INTO orders (client_order_id, market_id, account_id, side, type, amount, "
+            "remaining, status) SELECT 'n', market_id, account_id, 'buy', 'market', 5, 5, 'open' "
+            "FROM orders LIMIT 1"
+        )
+        statement = (
+            "INSERT INTO executions (order_id, trade_id, price, amount, cost, time, "
+            "exchange_order_id) SELECT id, '2', 1, 1, 1, now(), $1 FROM orders "
+            "WHERE client_order_id = 'n'"
+        )
+        await refused(psql, statement, "is not of its account", "N")
+        await psql.execute(statement, None)
+
+    @pytest.mark.parametrize(
+        ("changed", "check"),
+        [
+            ("price = 0", "finite"), ("price = -1", "finite"), ("stop_price = 0", "finite"),
+            ("updated_at = 'infinity'", "times"), ("updated_at = '20000-01-01'", "times"),
+        ],
+    )  # fmt: skip
+    async def test_of_an_order(self, psql: Connection, changed: str, check: str) -> None:
+        await refused(psql, f"UPDATE orders SET {changed}", f"check_orders_{check}")
+
+    @pytest.mark.parametrize("ids", ["NULL, NULL", "'', NULL", "'', 'x'", "NULL, ''"])
+    async def test_an_order_without_an_id(self, psql: Connection, ids: str) -> None:
+        await refused(
+            psql,
+            "INSERT INTO orders (client_order_id, exchange_order_id, market_id, account_id, side, "
+            f"type, amount, remaining, status) SELECT {ids}, market_id, account_id, 'buy', "
+            "'market', 1, 1, 'open' FROM orders LIMIT 1",
+            "check_orders_has_an_id",
+        )
+
+    async def test_a_time_of_an_entry(self, psql: Connection) -> None:
+        await refused(
+            psql,
+            "INSERT INTO ledger_entries (account_id, time, kind, asset, amount) "
+            "SELECT min(id), 'infinity', 'deposit', 'BTC', 1 FROM accounts",
+            "check_ledger_entries_time",
+        )
+
+
 #: A fill that waits. Parameters: exchange's order id, trade id.
 WAITING: Final = """
 INSERT INTO executions (account_id, market_id, exchange_order_id, side, trade_id, price, amount,

@@ -86,6 +86,29 @@ def same(found: Outcome, wanted: Outcome) -> None:
 
 
 @pytest.mark.parametrize(
+    ("table", "facts"),
+    [("orders", '{"said": 1}'), ("orders", "[1]"), ("orders", '{"placed": {"amount": "x"}}'),
+     ("waiting_orders", '{"said": {}}'), ("executions", '{"x": 1}')],
+)  # fmt: skip
+async def test_facts_that_somebody_else_wrote_are_named(
+    store: Store, account: Account, market: Market, table: str, facts: str
+) -> None:
+    ledger = store.ledger
+    await tell(ledger, account, market, placed(), said("open", 1), fill("7", "0.4"))
+    stranger = replace(said("open", 1, client_order_id=None), exchange_order_id="Y")
+    await tell(ledger, account, market, stranger)
+    await fetch(
+        store,
+        f"INSERT INTO execution_corrections (execution_id, time, cost, facts, reason) SELECT id, "
+        f"time, cost, '{facts}', '' FROM executions" if table == "executions"
+        else f"UPDATE {table} SET facts = '{facts}'",
+    )  # fmt: skip
+    news = replace(said("open", 2, client_order_id=None), exchange_order_id="Y")
+    with pytest.raises(LedgerRuleBroken, match="facts_are_readable"):
+        await tell(ledger, account, market, news if table == "waiting_orders" else said("open", 2))
+
+
+@pytest.mark.parametrize(
     "messages",
     [
         pytest.param(

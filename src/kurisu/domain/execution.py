@@ -15,6 +15,9 @@ from kurisu.errors import LedgerRuleBroken
 #: Columns of assets are VARCHAR(20).
 ASSET_LENGTH: Final = 20
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+#: Microseconds from 2001 to 5138 and nanoseconds from 2001 to 2286; no milliseconds are so many.
+_MICROSECONDS: Final = (10**15, 10**17)
+_NANOSECONDS: Final = (10**18, 10**19)
 _ZERO: Final = Decimal(0)
 _ROUNDING: Final = Context(prec=EXACT.prec, rounding=ROUND_HALF_EVEN)
 
@@ -115,7 +118,7 @@ class Execution:
                 f"{where} needs timestamp, side, price and amount; it has "
                 f"{time}, {side!r}, {price}, {amount}",
             )
-        role = read_text(trade, "takerOrMaker", where)
+        role = trade.get("takerOrMaker")
         return cls(
             exchange_order_id=read_text(trade, "order", where) or "",
             trade_id=read_text(trade, "id", where) or "",
@@ -125,7 +128,8 @@ class Execution:
             time=time,
             cost=_read_cost(trade, where),
             fees=_read_fees(trade, where),
-            taker_or_maker=TakerOrMaker(role) if role in set(TakerOrMaker) else None,
+            # Of a stream of Bybit's CCXT makes a bool of it, and no fill is worth losing for that.
+            taker_or_maker=next((known for known in TakerOrMaker if known == role), None),
             symbol=read_text(trade, "symbol", where),
         )
 
@@ -183,10 +187,17 @@ def read_number(source: Mapping[str, object], field: str, where: str) -> Decimal
 
 
 def read_time(source: Mapping[str, object], field: str, where: str) -> datetime | None:
-    """A time in whole milliseconds since 1970; None if it is missing. Raises LedgerRuleBroken."""
+    """A time in whole milliseconds since 1970; None if it is missing. Raises LedgerRuleBroken.
+
+    What KuCoin's and Lighter's streams say in nanoseconds and microseconds, CCXT hands on as it is.
+    """
     number = read_number(source, field, where)
     if number is None:
         return None
+    if _MICROSECONDS[0] <= number < _MICROSECONDS[1]:
+        number //= 1000
+    elif _NANOSECONDS[0] <= number < _NANOSECONDS[1]:
+        number //= 1000000
     if number != number.to_integral_value():
         raise LedgerRuleBroken("time_in_milliseconds", f"{field} of {where} is {number}")
     try:

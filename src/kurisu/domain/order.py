@@ -224,7 +224,7 @@ class OrderUpdate:
             status=known,
             filled=filled,
             amount=amount,
-            price=_positive(order, "price", where) if has_limit else None,
+            price=_limit(order, where) if has_limit else None,
             stop_price=stop_price,
             side=Side(side) if side in set(Side) else None,
             created_at=read_time(order, "timestamp", where),
@@ -241,6 +241,15 @@ def _read_filled(order: Mapping[str, object], where: str) -> Decimal | None:
     if number is not None and number_fault(number) == "too_many_fraction_digits":
         return number.quantize(Decimal(1).scaleb(-SCALE), context=_CUT)
     return read_number(order, "filled", where)
+
+
+def _limit(order: Mapping[str, object], where: str) -> Decimal | None:
+    """OKX says that it is -1 where a trigger sends an order at the market."""
+    number = read_number(order, "price", where)
+    return None if number in _AT_MARKET else number
+
+
+_AT_MARKET: Final = (None, Decimal(0), Decimal(-1))
 
 
 def _positive(order: Mapping[str, object], field: str, where: str) -> Decimal | None:

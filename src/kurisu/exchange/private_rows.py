@@ -59,7 +59,7 @@ def read_executions(
 ) -> tuple[tuple[Execution, ...], tuple[Unreadable, ...]]:
     """Unified trades, and those that cannot be read. Where the venue gives a fill no id (HollaEx)
     it follows from what moved; so all fills of a millisecond have to be among them."""
-    named = ({**_sized_in_base(row), "id": row.get("id") or _NO_ID} for row in rows)
+    named = ({**_as_booked(row), "id": row.get("id") or _NO_ID} for row in rows)
     found, unreadable = read_all(named, "trade", Execution.from_ccxt)
     unnamed: dict[str, list[Execution]] = {}
     for execution in found:
@@ -75,12 +75,24 @@ def read_executions(
     return tuple(executions), unreadable
 
 
-def _sized_in_base(row: Mapping[str, Any]) -> Mapping[str, Any]:
+def _as_booked(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A fill with the numbers that the venue has, where CCXT's are others."""
+    info = row.get("info")
+    if not isinstance(info, Mapping):
+        return row
+    if "fill_id" in info and "fillTime" in info:
+        # Kraken's futures. CCXT leaves out the amount of inverse ones, and multiplies a fee from
+        # the tariff, whatever was paid.
+        fee = {"cost": info.get("fee_paid"), "currency": info.get("fee_currency")}
+        return {**row, "amount": info.get("size"), "fee": fee, "fees": []}
+    return _sized_in_base(row, info)
+
+
+def _sized_in_base(row: Mapping[str, Any], info: Mapping[str, Any]) -> Mapping[str, Any]:
     """Coinbase tells the fills of an order that was placed by its cost in quote units. CCXT divides
     them to 18 digits, and derives a price from that again; Coinbase rounds to 16, and its orders
     are the sums of that."""
-    info = row.get("info")
-    if not isinstance(info, Mapping) or info.get("size_in_quote") is not True:
+    if info.get("size_in_quote") is not True:
         return row
     cost, price = (parse_decimal(str(info.get(name))) for name in ("size", "price"))
     if not cost or not price or number_fault(cost) or number_fault(price):

@@ -49,3 +49,8 @@ def any_of(column: str, *values: str) -> str:
     It reads the stored text of every CHECK again for each statement.
     """
     return f"{column} = ANY ('{{{','.join(values)}}}')"
+
+
+def within_times(least: str, greatest: str | None = None) -> str:
+    """A CHECK expression: a time that Python can read; no infinity, no year of five digits."""
+    return f"{least} >= '1970-01-01 00:00:00+00' AND {greatest or least} < '9999-12-31 00:00:00+00'"

@@ -21,7 +21,16 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
-from kurisu.schema.base import MONEY, TIMESTAMPTZ, Base, BigIdentity, CreatedAt, any_of, one_of
+from kurisu.schema.base import (
+    MONEY,
+    TIMESTAMPTZ,
+    Base,
+    BigIdentity,
+    CreatedAt,
+    any_of,
+    one_of,
+    within_times,
+)
 
 if TYPE_CHECKING:
     from kurisu.schema.markets import Market
@@ -76,7 +85,15 @@ class Order(Base):
         CheckConstraint("filled >= '0' AND filled <= amount", name="filled"),
         CheckConstraint("remaining = amount - filled", name="remaining"),
         # NaN is a NUMERIC in PostgreSQL and greater than every number.
-        CheckConstraint("greatest(cost, price, stop_price) < 'Infinity'", name="finite"),
+        CheckConstraint(
+            "least(price, stop_price) > '0' AND greatest(cost, price, stop_price) < 'Infinity'",
+            name="finite",
+        ),
+        CheckConstraint("coalesce(client_order_id, exchange_order_id, '') <> ''", name="has_an_id"),
+        CheckConstraint(
+            within_times("least(created_at, updated_at)", "greatest(created_at, updated_at)"),
+            name="times",
+        ),
         CheckConstraint("type <> 'limit' OR price IS NOT NULL", name="limit_has_price"),
         CheckConstraint(
             "type <> ALL ('{stop_loss,take_profit}') OR stop_price IS NOT NULL",
@@ -160,7 +177,8 @@ class Execution(Base):
         ),
         CheckConstraint(any_of("side", "buy", "sell"), name="side"),
         CheckConstraint(
-            "order_id IS NOT NULL OR (account_id IS NOT NULL AND exchange_order_id IS NOT NULL)",
+            "trade_id <> '' AND (order_id IS NOT NULL "
+            "OR (account_id IS NOT NULL AND coalesce(exchange_order_id, '') <> ''))",
             name="waits_under_an_id",
         ),
         # The function is made by migration 0010: exact numbers as text, by asset.
@@ -169,9 +187,10 @@ class Execution(Base):
             name="other_fees",
         ),
         CheckConstraint(any_of("taker_or_maker", "taker", "maker"), name="taker_or_maker"),
-        CheckConstraint("amount > '0' AND amount < 'Infinity'", name="amount"),
-        CheckConstraint("greatest(price, cost, fee) < 'Infinity'", name="finite"),
-        CheckConstraint("fee IS NULL OR fee_currency IS NOT NULL", name="fee_has_currency"),
+        CheckConstraint("least(amount, price) > '0' AND cost >= '0'", name="amount"),
+        CheckConstraint("greatest(amount, price, cost, fee) < 'Infinity'", name="finite"),
+        CheckConstraint("fee IS NULL OR coalesce(fee_currency, '') <> ''", name="fee_has_currency"),
+        CheckConstraint(within_times("time"), name="time"),
         Index("idx_executions_time", "time"),
         Index(
             "idx_executions_waiting",
@@ -331,6 +350,7 @@ class LedgerEntry(Base):
         CheckConstraint(
             "account_id IS NOT NULL OR strategy_run_id IS NOT NULL", name="has_an_owner"
         ),
+        CheckConstraint(within_times("time"), name="time"),
         Index("idx_ledger_entries_account_id", "account_id", "time"),
         Index("idx_ledger_entries_strategy_run_id", "strategy_run_id"),
     )
@@ -358,6 +378,7 @@ class ReportedBalance(Base):
     __table_args__ = (
         UniqueConstraint("account_id", "time", "asset", name="unique_reported_balances_time"),
         CheckConstraint("total < 'Infinity' AND used < 'Infinity'", name="finite"),
+        CheckConstraint(within_times("time"), name="time"),
     )
 
     id: Mapped[BigIdentity]
@@ -384,6 +405,7 @@ class SyncCursor(Base):
             name="unique_sync_cursors_kind",
             postgresql_nulls_not_distinct=True,
         ),
+        CheckConstraint(within_times("until"), name="until"),
     )
 
     id: Mapped[BigIdentity]

@@ -301,6 +301,14 @@ COPIED: Final = (
         REFERENCING NEW TABLE AS changed
         FOR EACH STATEMENT EXECUTE FUNCTION kurisu_rollup_copied()
     """,
+    # As migration 0015 did with the others: a temporary table of the same name is no other.
+    """
+    DO $$ BEGIN
+        EXECUTE 'ALTER FUNCTION kurisu_rollup_copied() SET search_path = '
+            || (SELECT string_agg(quote_ident(s), ', ' ORDER BY at)
+                  FROM unnest(current_schemas(FALSE)) WITH ORDINALITY AS c(s, at)) || ', pg_temp';
+    END $$
+    """,
 )
 
 

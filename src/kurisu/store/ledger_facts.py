@@ -6,7 +6,8 @@ say it. An execution's row has what counts; its `facts` have every version, wher
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
@@ -17,6 +18,7 @@ from kurisu.domain.market import MarketName
 from kurisu.domain.money import plain
 from kurisu.domain.order import Order, OrderStatus, OrderType
 from kurisu.domain.position import MarketTerms
+from kurisu.errors import LedgerRuleBroken
 from kurisu.ledger.execution import Core, KnownExecution, unmarked_trade_id
 from kurisu.ledger.order import Latest, OrderRecord, Said, order_of
 
@@ -62,8 +64,18 @@ def facts_of(record: OrderRecord) -> dict[str, Any]:
 
 
 def said_from_facts(facts: Mapping[str, Any]) -> Said:
-    """What the exchange said of an order."""
-    return _said_from_json(facts["said"]) if "said" in facts else Said()
+    """What the exchange said of an order. Raises LedgerRuleBroken."""
+    with _readable(facts):
+        return _said_from_json(facts["said"]) if "said" in facts else Said()
+
+
+@contextlib.contextmanager
+def _readable(facts: object) -> Iterator[None]:
+    """Facts are the ledger's own; what somebody else wrote there is named, and not guessed at."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise LedgerRuleBroken("facts_are_readable", f"{str(facts)[:200]}") from error
 
 
 def record_of(
@@ -72,12 +84,16 @@ def record_of(
     executions: tuple[KnownExecution, ...],
     terms: MarketTerms,
 ) -> OrderRecord:
-    """The record of an order's row. What somebody changed in the row by hand counts as said."""
+    """The record of an order's row. What somebody changed in the row by hand counts as said.
+
+    Raises LedgerRuleBroken.
+    """
     amount, price, stop_price = order.amount, order.price, order.stop_price
-    if placed_as := facts.get("placed"):
-        amount = Decimal(placed_as["amount"])
-        price = _number(placed_as["price"])
-        stop_price = _number(placed_as["stop_price"])
+    with _readable(facts):
+        if placed_as := facts.get("placed"):
+            amount = Decimal(placed_as["amount"])
+            price = _number(placed_as["price"])
+            stop_price = _number(placed_as["stop_price"])
     placed = replace(
         order,
         amount=amount,
@@ -240,18 +256,20 @@ def execution_row(row: Mapping[Any, Any], terms: MarketTerms) -> ExecutionRow:
     execution = execution_from_row(row, terms.name.symbol)
     facts = row["facts"]
     if facts:
-        known = KnownExecution(
-            core=Core(
-                unmarked_trade_id(execution), execution.side, execution.price, execution.amount
-            ),
-            times=tuple(datetime.fromisoformat(time) for time in facts["times"]),
-            costs=tuple(Decimal(cost) for cost in facts["costs"]),
-            fees=tuple(
-                tuple(Fee(asset, Decimal(amount)) for asset, amount in fees)
-                for fees in facts["fees"]
-            ),
-            roles=tuple(TakerOrMaker(role) for role in facts["roles"]),
-        )
+        with _readable(facts):
+            known = KnownExecution(
+                core=Core(
+                    unmarked_trade_id(execution), execution.side, execution.price, execution.amount
+                ),
+                # An execution without a time would be none.
+                times=tuple(map(datetime.fromisoformat, facts["times"])) or (execution.time,),
+                costs=tuple(Decimal(cost) for cost in facts["costs"]),
+                fees=tuple(
+                    tuple(Fee(asset, Decimal(amount)) for asset, amount in fees)
+                    for fees in facts["fees"]
+                ),
+                roles=tuple(TakerOrMaker(role) for role in facts["roles"]),
+            )
     else:
         known = KnownExecution.of(execution, terms)
     if row["order_id"] is not None:
