@@ -155,6 +155,11 @@ def test_show_takes_the_newest_or_the_first_from_since_on(
     assert times() == ["23:58", "23:59"]
     assert times("--until", "2024-10-27T12:00") == ["11:58", "11:59"]
     assert times("--since", "1729987260000") == ["00:01", "00:02"]
+    for beginning in ("1970-01-01", "1900-01-01", "0001-01-01T00:00:00+14:00"):
+        assert times("--since", beginning) == ["00:00", "00:01"]
+    for end in ("9999-12-31T23:59:59Z", "9999-12-31"):
+        assert times("--until", end) == ["23:58", "23:59"]
+        assert times("--until", end, "--timeframe", "1M") == ["00:00"]
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet", "feather"])
@@ -228,6 +233,12 @@ def test_gaps_tell_what_is_known(kurisu_program: Program, market: str) -> None:
     found = kurisu_program(*wide, "--json").json
     assert [gap["bars"] for gap in found["gaps"]] == [60, 30]
     assert found["summary"] == {"missing": {"gaps": 2, "bars": 90}}
+    hours = kurisu_program(*wide, "--timeframe", "1h")
+    assert hours.err == f"1h bars of {market} are made from 1m; the gaps of those:\n"
+    assert hours.out == kurisu_program(*wide).out
+    derived = kurisu_program(*wide, "--timeframe", "1h", "--json").json
+    assert (derived["timeframe"], derived["made_from"]) == ("1h", "1m")
+    assert derived["gaps"] == found["gaps"]
 
 
 @pytest.mark.parametrize("environment", ["plain"], indirect=True)

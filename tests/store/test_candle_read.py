@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
-from typing import Final
+from typing import Any, Final
 
 import pyarrow as pa
 import pytest
@@ -166,6 +166,36 @@ async def test_a_bound_without_a_time_zone_is_refused(store: Store, market: Mark
         await store.candles.read(market, "1h", None, naive)
     with pytest.raises(InvalidArgument, match="at has no time zone"):
         store.candles.as_of(naive)
+
+
+@pytest.mark.parametrize("bound", ["2024-01-01", START.date(), 1_704_067_200_000])
+async def test_a_bound_that_is_no_datetime_is_refused(
+    store: Store, market: Market, bound: Any
+) -> None:
+    with pytest.raises(InvalidArgument, match="until is .*, not a datetime"):
+        await store.candles.read(market, "1h", START, bound)
+
+
+async def test_a_name_is_no_market(store: Store, market: Market) -> None:
+    name: Any = str(market)
+    candles = store.candles
+    for call in (
+        lambda: candles.read(name, "1h"),
+        lambda: candles.gaps(market.name),  # type: ignore[arg-type]
+        lambda: candles.write(name, "1m", []),
+        lambda: store.trades.read(name),
+        lambda: store.trades.latest(name),
+        lambda: store.trades.coverage(name),
+        lambda: store.trades.write(name, []),
+    ):
+        with pytest.raises(InvalidArgument, match=f"'{name}' is no market of a store"):
+            await call()
+    no_lists: list[Any] = [market, name]
+    for several in no_lists:
+        with pytest.raises(InvalidArgument, match=r"pass \[market\]"):
+            await candles.latest(several, "1h")
+        with pytest.raises(InvalidArgument, match=r"pass \[market\]"):
+            _ = [item async for item in candles.replay(several, "1h")]
 
 
 async def test_an_unknown_timeframe_is_refused(store: Store, market: Market) -> None:

@@ -88,6 +88,16 @@ class TestKinds:
             table = table.set_column(index, name, table.column(name).dictionary_encode())
         assert stored(cleaned(table)) == CANDLES
 
+    def test_a_dictionary_of_anything(self) -> None:
+        table = as_table(CANDLES)
+        for index, name in enumerate(table.column_names):
+            table = table.set_column(index, name, table.column(name).dictionary_encode())
+        assert stored(cleaned(table)) == CANDLES
+
+    def test_polars_categories(self) -> None:
+        frame = pl.DataFrame(pa.table(as_text(CANDLES)))
+        assert stored(cleaned(frame.with_columns(pl.col(NUMBERS).cast(pl.Categorical)))) == CANDLES
+
     @pytest.mark.parametrize(
         "kind", [pa.decimal128(38, 0), pa.decimal128(20, 2), pa.decimal256(76, 30), pa.int64()]
     )
@@ -161,6 +171,26 @@ class TestKinds:
 
 class TestRefused:
     """What cannot be exact, or is not there, is an error and not a row."""
+
+    @pytest.mark.parametrize("value", [0.1, np.float32(0.1), np.float64(0.1)])
+    def test_a_float_in_a_candle(self, value: Any) -> None:
+        with pytest.raises(InvalidArgument, match="close is .*a float is not the number"):
+            cleaned([CANDLES[0]._replace(close=value)])
+
+    @pytest.mark.parametrize("time", ["2024-01-01", START.date(), 1_704_067_200])
+    def test_a_candle_whose_time_is_none(self, time: Any) -> None:
+        with pytest.raises(InvalidArgument, match="not a datetime"):
+            cleaned([CANDLES[0]._replace(time=time)])
+
+    def test_two_columns_of_one_name(self) -> None:
+        table = as_table(CANDLES)
+        with pytest.raises(InvalidArgument, match="more than one column is called close"):
+            cleaned(table.append_column("close", table.column("open")))
+
+    @pytest.mark.parametrize("numbers", [["x"] * 5, [1.5] * 5, [1, 2, 3, 4, None]])
+    def test_row_numbers_that_are_none(self, numbers: list[Any]) -> None:
+        with pytest.raises(InvalidArgument, match="column row is .*integers without null"):
+            cleaned(as_table(CANDLES).append_column("row", pa.array(numbers)))
 
     @pytest.mark.parametrize("kind", [pa.float64(), pa.float32()])
     def test_floats(self, kind: pa.DataType) -> None:

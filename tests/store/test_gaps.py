@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from typing import Final
 
@@ -191,6 +191,35 @@ async def test_a_gap_across_years_counts_its_months(store: Store, market: Market
     months = slots(START, START + 800 * DAY, "1M")
     await write(store, market, [months[0], months[20]], "1M")
     assert await store.candles.gaps(market, "1M") == [Gap(months[1], months[20], 19, "missing")]
+
+
+async def test_gaps_of_derived_bars_are_those_of_the_candles_below(
+    store: Store, market: Market
+) -> None:
+    candles = store.candles
+    assert (await candles.made_from(market, "1h")).name == "1h"
+    await write(store, market, [at(i) for i in range(180) if i != 70])
+    hole = [Gap(at(70), at(71), 1, "missing")]
+    for name in ("5m", "1h", "2h", "1w", "1M"):
+        assert (await candles.made_from(market, name)).name == "1m"
+        assert await candles.gaps(market, name) == hole
+        # Nothing of it was fetched as such, and all of it can be read.
+        assert await candles.gaps(market, name, at(0), at(180)) == hole
+    # What is known of the exchange's own bars comes first.
+    await say(store, market, at(0), at(180), "empty", "1h")
+    assert await candles.gaps(market, "1h", at(0), at(180)) == [Gap(at(0), at(180), 3, "empty")]
+    await write(store, market, [at(0)], "2h")
+    assert (await candles.made_from(market, "2h")).name == "2h"
+    assert (await candles.made_from(market, "4h")).name == "1m"
+
+
+async def test_what_has_not_closed_is_no_gap(store: Store, market: Market) -> None:
+    await write(store, market, [at(0)])
+    (gap,) = await store.candles.gaps(market, "1m", at(0), datetime(2090, 1, 1, tzinfo=UTC))
+    assert (gap.since, gap.status) == (at(1), "missing")
+    assert gap.until <= datetime.now(UTC)
+    before = store.candles.as_of(at(30) + timedelta(seconds=59))
+    assert await before.gaps(market, "1m", at(0), at(90)) == [Gap(at(1), at(30), 29, "missing")]
 
 
 async def test_a_bound_without_a_time_zone_is_refused(store: Store, market: Market) -> None:

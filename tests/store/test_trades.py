@@ -206,6 +206,8 @@ async def test_rows_that_break_a_rule_are_listed(store: Store, market: Market) -
 async def test_what_cannot_be_exact_is_refused(store: Store, market: Market) -> None:
     table = as_table([trade(0, 1)])
     floats = table.set_column(3, "price", pa.array([0.5]))
+    half: Any = 0.5
+    text: Any = "2024-01-01"
     for rows, said_of_it in (
         (floats, "float"),
         (table.drop_columns(["amount"]), "missing: amount"),
@@ -213,6 +215,10 @@ async def test_what_cannot_be_exact_is_refused(store: Store, market: Market) -> 
         ([("1", "2")], "Trade values"),
         (5, "int"),
         ([trade(0, 1)._replace(time=datetime(2024, 1, 1))], "no time zone"),
+        ([trade(0, 1)._replace(price=half)], "price is 0.5: a float"),
+        ([trade(0, 1)._replace(time=text)], "not a datetime"),
+        (table.append_column("price", table.column("price")), "is called price"),
+        (table.append_column("row", pa.array(["x"])), "column row"),
     ):
         with pytest.raises(InvalidArgument, match=said_of_it):
             await store.trades.write(market, rows)

@@ -102,13 +102,15 @@ async def _some(
 
     How many there are before the newest ones nobody asked: that is 0.
     """
+    from kurisu.store.candle_read import opens_between
     from kurisu.store.candle_table import CandleTable
 
     if since is not None:
         bars = await store.candles.read(market, frame, since, until)
         return CandleTable(bars.table.slice(0, limit)), max(0, len(bars) - limit)
     # Where the newest ones begin, so that not all have to be read.
-    visible = store.candles if until is None else store.candles.as_of(frame.ceil(until))
+    end = opens_between(frame, None, until)[1]
+    visible = store.candles if until is None else store.candles.as_of(end)
     newest = await visible.latest([market], frame, limit)
     start = newest.column("time")[0].as_py() if newest.num_rows == limit else None
     bars = await store.candles.read(market, frame, start, until)
@@ -199,16 +201,21 @@ async def gaps(
     since: SinceOption = None,
     until: UntilOption = None,
 ) -> None:
-    """List stretches without candles, and what is known about each."""
+    """List stretches without candles, and what is known about each.
+
+    Where bars of the timeframe are derived, the gaps are those of the candles that they are made
+    from.
+    """
     from kurisu.domain.timeframe import timeframe as timeframe_of
 
     wanted, frame = one_market(name, market), timeframe_of(timeframe)
     first, end = parse_range(since, until)
     async with session.open() as store:
         found = await find_market(store, wanted)
+        made_from = await store.candles.made_from(found, frame)
         holes = await store.candles.gaps(found, frame, first, end)
         # Without a hole: is everything there, or nothing at all?
-        sources = None if holes else (await store.candles.read(found, frame, first, end)).sources
+        is_empty = not holes and not len(await store.candles.read(found, made_from, first, end))
     counts: Counter[str] = Counter(gap.status for gap in holes)
     bars: Counter[str] = Counter()
     for gap in holes:
@@ -216,18 +223,17 @@ async def gaps(
     data = {
         "market": str(found),
         "timeframe": frame.name,
+        "made_from": made_from.name,
         "gaps": holes,
         "summary": {key: {"gaps": counts[key], "bars": bars[key]} for key in sorted(counts)},
     }
-    if sources is None or frame.name in sources:
-        session.result(data, lambda: gaps_text(holes, bars, frame))
-        return
-    session.result(data, "")
-    session.note(
-        f"{frame} bars of {found} are derived from {', '.join(sources)}: see its gaps."
-        if sources
-        else f"No {frame} candles of {found}{in_range(first, end)}."
-    )
+    if made_from != frame:
+        session.note(f"{frame} bars of {found} are made from {made_from}; the gaps of those:")
+    if is_empty:
+        session.result(data, "")
+        session.note(f"No {made_from} candles of {found}{in_range(first, end)}.")
+    else:
+        session.result(data, lambda: gaps_text(holes, bars, made_from))
 
 
 #: What a status means, after the number of bars.

@@ -263,6 +263,11 @@ def parse_time(text: str | None, option: str) -> datetime | None:
 
     found = read_time(text)
     if isinstance(found, Rule):
+        with contextlib.suppress(ValueError):
+            # A file's row of 1970 is a fault; here it is a way to say "from the beginning".
+            early = datetime.fromisoformat(text.strip())
+            if early.replace(tzinfo=UTC) <= _EPOCH:
+                return _EPOCH
         raise InvalidArgument(
             f"{option} {text!r} is not a time: write a date (2024-10-27), an ISO time "
             "(2024-10-27T08:00, UTC if it names no zone) or an epoch in s or ms."

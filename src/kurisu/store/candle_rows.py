@@ -29,8 +29,11 @@ from kurisu.store.exact_rows import (
     Mask,
     Rejector,
     number_column,
+    numbers_text,
+    plain_columns,
+    row_numbers,
     time_column,
-    without_views,
+    utc,
 )
 
 NUMBERS: Final = ("open", "high", "low", "close", "volume")
@@ -109,21 +112,12 @@ def as_table(rows: Any) -> pa.Table:
                 )
         return pa.table(
             {
-                "time": pa.array([_aware(c.time) for c in candles], TIME),
-                # As text: a value that does not fit becomes a listed rejection, not an exception.
-                **{
-                    name: pa.array([str(getattr(c, name)) for c in candles], pa.string())
-                    for name in NUMBERS
-                },
+                "time": pa.array([utc(c.time) for c in candles], TIME),
+                **{name: numbers_text(name, [getattr(c, name) for c in candles])
+                   for name in NUMBERS},
             }
-        )
+        )  # fmt: skip
     raise InvalidArgument(f"candles cannot be read from {type(rows).__name__}")
-
-
-def _aware(time: datetime) -> datetime:
-    if time.tzinfo is None:
-        raise InvalidArgument(f"{time.isoformat()} has no time zone; all times are aware UTC.")
-    return time.astimezone(UTC)
 
 
 def clean(rows: Any, frame: Timeframe, now: datetime) -> CleanCandles:
@@ -133,14 +127,14 @@ def clean(rows: Any, frame: Timeframe, now: datetime) -> CleanCandles:
     without it rows count from 1. Columns beyond those are ignored.
     Raises InvalidArgument if a column is missing or of a kind that cannot be exact.
     """
-    table = without_views(as_table(rows))
+    table = plain_columns(as_table(rows))
     missing = [name for name in COLUMNS if name not in table.column_names]
     if missing:
         raise InvalidArgument(
             f"candles need the columns {', '.join(COLUMNS)}; missing: {', '.join(missing)}"
         )
     if "row" in table.column_names:
-        numbers = table.column("row").to_numpy().astype(np.int64)
+        numbers = row_numbers(table.column("row"))
     else:
         numbers = np.arange(1, table.num_rows + 1, dtype=np.int64)
     rejector = Rejector(table, numbers)

@@ -34,7 +34,7 @@ from kurisu.store.candle_write import WriteReport
 from kurisu.store.connect import autocommit, transaction
 from kurisu.store.coverage import Stretch
 from kurisu.store.coverage_read import MISSING, Gap
-from kurisu.store.markets import Market
+from kurisu.store.markets import Market, each_known
 from kurisu.store.verify import VerifyReport, verify
 
 if TYPE_CHECKING:
@@ -44,16 +44,26 @@ if TYPE_CHECKING:
 REPLAY_ROWS: Final = 100_000
 
 
-def aware(given: datetime | None, name: str) -> datetime | None:
-    """`given` in UTC. Raises InvalidArgument if it has no time zone."""
+def aware(given: Any, name: str) -> datetime | None:
+    """`given` in UTC, or None. Raises InvalidArgument if it is no datetime with a time zone."""
     if given is None:
         return None
+    if not isinstance(given, datetime):
+        raise InvalidArgument(f"{name} is {given!r}, not a datetime; use datetime(..., tzinfo=UTC)")
     if given.tzinfo is None:
         raise InvalidArgument(f"{name} has no time zone; use datetime(..., tzinfo=UTC)")
     try:
         return given.astimezone(UTC)
     except OverflowError:  # the first or last day of the calendar, seen from elsewhere
         return given.replace(tzinfo=UTC)
+
+
+def _bounds(since: datetime, until: datetime) -> tuple[datetime, datetime]:
+    """Both, in UTC. Raises InvalidArgument."""
+    low, high = aware(since, "since"), aware(until, "until")
+    if low is None or high is None:
+        raise InvalidArgument("since and until are needed, both of them")
+    return low, high
 
 
 def _ranges(report: WriteReport) -> list[rollups.Range]:
@@ -132,6 +142,8 @@ class Candles:
         """
         started = time.perf_counter()
         frame = timeframe_of(timeframe)
+        if not isinstance(market, MarketName):
+            market = markets.known(market)
         clock = (aware(now, "now") or datetime.now(UTC)) - grace
         # Off the event loop: a million rows are a second of work, of rejected ones several.
         found = await asyncio.to_thread(candle_rows.clean, rows, frame, clock)
@@ -271,9 +283,7 @@ class Candles:
 
         Between them nothing was fetched. Unlike `gaps` it does not look at the candles.
         """
-        low, high = aware(since, "since"), aware(until, "until")
-        assert low is not None
-        assert high is not None
+        low, high = _bounds(since, until)
         async with transaction(self._store.database) as connection:
             found = await coverage.read(connection, market.id, timeframe_of(timeframe), low, high)
         return [
@@ -306,9 +316,7 @@ class Candles:
     ) -> pa.Table:
         """Candles as they are stored under `timeframe`, never derived, that open in [since, until);
         the columns of `read` without `bars`."""
-        low, high = aware(since, "since"), aware(until, "until")
-        assert low is not None
-        assert high is not None
+        low, high = _bounds(since, until)
         frame = timeframe_of(timeframe)
         async with transaction(self._store.database) as connection:
             return await candle_write.read_stored(
@@ -380,7 +388,7 @@ class Candles:
 
         Any timeframe; see `kurisu.store.candle_read` for where its bars come from.
         """
-        frame = timeframe_of(timeframe)
+        market, frame = markets.known(market), timeframe_of(timeframe)
         until = self._bounded(frame, aware(until, "until"))
         async with autocommit(self._store.database) as connection:
             return CandleTable(
@@ -406,7 +414,7 @@ class Candles:
         if count < 1:
             raise InvalidArgument(f"count is {count}; it has to be at least 1")
         frame = timeframe_of(timeframe)
-        names = {market.id: str(market) for market in markets}
+        names = {market.id: str(market) for market in each_known(markets)}
         async with autocommit(self._store.database) as connection:
             table = await candle_read.latest(
                 connection,
@@ -431,7 +439,7 @@ class Candles:
         A bar of `timeframe` may be acted on at its close, open time + timeframe; bars of one open
         time close together.
         """
-        frame = timeframe_of(timeframe)
+        markets, frame = each_known(markets), timeframe_of(timeframe)
         since, until = aware(since, "since"), self._bounded(frame, aware(until, "until"))
         first, last = await self._extent(markets, frame)
         if first is None or last is None:
@@ -481,13 +489,23 @@ class Candles:
     ) -> list[Gap]:
         """Stretches without candles, by time, each with what is known about it.
 
-        Without bounds: between the first and the last stored candle.
+        Without bounds: between the first and the last stored candle. What has not closed yet is
+        no gap. Where bars of `timeframe` are derived, the gaps are those of the candles that they
+        are made from, and so are the bars of each: see `made_from`.
         """
+        frame = await self.made_from(market, timeframe)
+        low, high = aware(since, "since"), aware(until, "until")
+        if high is not None:
+            high = min(high, frame.open_time(self.as_of_time or datetime.now(UTC)))
         async with autocommit(self._store.database) as connection:
-            return await coverage_read.gaps(
-                connection, market.id, timeframe_of(timeframe),
-                aware(since, "since"), aware(until, "until"),
-            )  # fmt: skip
+            return await coverage_read.gaps(connection, market.id, frame, low, high)
+
+    async def made_from(self, market: Market, timeframe: str | Timeframe) -> Timeframe:
+        """`timeframe` itself, if anything is known of the market's own candles of it; else the
+        shortest stored one that its bars are derived from, if there is any."""
+        market, frame = markets.known(market), timeframe_of(timeframe)
+        async with autocommit(self._store.database) as connection:
+            return await coverage_read.made_from(connection, market.id, frame)
 
     async def verify(
         self,
@@ -496,10 +514,9 @@ class Candles:
         until: datetime | None = None,
     ) -> VerifyReport:
         """Recompute every rollup from 1m and compare, digit for digit; all markets by default."""
-        if markets is None:
-            markets = await self._store.markets.list()
+        chosen = await self._store.markets.list() if markets is None else each_known(markets)
         async with autocommit(self._store.database) as connection:
             return await verify(
-                connection, self._store.engine, markets,
+                connection, self._store.engine, chosen,
                 aware(since, "since"), aware(until, "until"),
             )  # fmt: skip

@@ -81,6 +81,28 @@ SELECT min(time) AS first, max(time) + INTERVAL '24 hours' AS until FROM ohlcv_1
 """
 
 
+# Timeframes that a market's candles are stored under, and the one asked for if anything is said of
+# it. Parameters: market_id, timeframe. Columns: timeframe.
+NATIVE: Final = """
+SELECT timeframe FROM candle_series WHERE market_id = :market_id
+ UNION ALL
+SELECT CAST(:timeframe AS text) WHERE EXISTS (
+    SELECT 1 FROM candle_coverage
+     WHERE market_id = :market_id AND timeframe = CAST(:timeframe AS text))
+"""
+
+
+async def made_from(connection: AsyncConnection, market_id: int, frame: Timeframe) -> Timeframe:
+    """`frame` if candles of it are stored or anything is said of them; else the shortest stored
+    timeframe that divides it; else `frame`."""
+    asked = {"market_id": market_id, "timeframe": frame.name}
+    native = set(await connection.scalars(text(NATIVE), asked))
+    if frame.name in native:
+        return frame
+    finer = (f for name, f in TIMEFRAMES.items() if name in native and f.divides(frame))
+    return next(finer, frame)
+
+
 async def extent(
     connection: AsyncConnection, market_ids: Sequence[int], frame: Timeframe
 ) -> tuple[datetime | None, datetime | None]:

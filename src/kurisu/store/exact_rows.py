@@ -6,7 +6,8 @@ stored as it is becomes a listed reject.
 
 from __future__ import annotations
 
-from datetime import datetime
+from collections.abc import Iterable
+from datetime import UTC, datetime
 from decimal import Context, Decimal
 from typing import Any, Final
 
@@ -26,13 +27,61 @@ Times = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 
-def without_views(table: pa.Table) -> pa.Table:
-    """`table` with plain strings for string views, which polars exports and few kernels take."""
-    for index, name in enumerate(table.column_names):
+def plain_columns(table: pa.Table) -> pa.Table:
+    """`table` with plain strings for string views, which polars exports and few kernels take, and
+    with values for dictionaries (categories). Raises InvalidArgument for two columns of a name."""
+    names = table.column_names
+    if len(set(names)) < len(names):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise InvalidArgument(f"more than one column is called {', '.join(twice)}")
+    for index, name in enumerate(names):
         column = table.column(index)
-        if pa.types.is_string_view(column.type):
-            table = table.set_column(index, name, column.cast(pa.large_string()))
+        if pa.types.is_dictionary(column.type):
+            kind = column.type.value_type
+            kind = pa.large_string() if pa.types.is_string_view(kind) else kind
+            chunks = [chunk.dictionary.cast(kind).take(chunk.indices) for chunk in column.chunks]
+            column = pa.chunked_array(chunks, kind)
+        elif pa.types.is_string_view(column.type):
+            column = column.cast(pa.large_string())
+        if column is not table.column(index):
+            table = table.set_column(index, name, column)
     return table
+
+
+def row_numbers(column: pa.ChunkedArray) -> Times:
+    """The column `row`, which a caller may give. Raises InvalidArgument."""
+    if not pa.types.is_integer(column.type) or column.null_count:
+        raise InvalidArgument(f"column row is {column.type}; it has to be integers without null")
+    numbers: Times = column.to_numpy().astype(np.int64)
+    return numbers
+
+
+def utc(time: Any) -> datetime:
+    """The time of a value in UTC. Raises InvalidArgument if it is no datetime with a zone."""
+    if not isinstance(time, datetime):
+        raise InvalidArgument(f"time is {time!r}, not a datetime; use datetime(..., tzinfo=UTC)")
+    if time.tzinfo is None:
+        raise InvalidArgument(f"{time.isoformat()} has no time zone; all times are aware UTC.")
+    return time.astimezone(UTC)
+
+
+def numbers_text(name: str, values: Iterable[Any]) -> pa.Array:
+    """Numbers of values as text: one that does not fit becomes a listed reject, not an exception.
+
+    Raises InvalidArgument for floats, as `number_column` does.
+    """
+    texts = []
+    for value in values:
+        if isinstance(value, float | np.floating):
+            raise InvalidArgument(_FLOAT.format(f"{name} is {value!r}"))
+        texts.append(None if value is None else str(value))
+    return pa.array(texts, pa.string())
+
+
+_FLOAT: Final = (
+    "{}: a float is not the number that the exchange sent. Pass decimals or text, or import the "
+    "file with `kurisu candles import` or `kurisu trades import`."
+)
 
 
 class Rejector:
@@ -140,16 +189,10 @@ def number_column(
     """
     kind = column.type
     if pa.types.is_floating(kind):
-        raise InvalidArgument(
-            f"column {name} is {kind}: a float is not the number that the exchange sent. Pass "
-            "decimals or text, or import the file with `kurisu candles import` or "
-            "`kurisu trades import`."
-        )
+        raise InvalidArgument(_FLOAT.format(f"column {name} is {kind}"))
     if not (pa.types.is_decimal(kind) or pa.types.is_integer(kind) or is_text(kind)):
         raise InvalidArgument(f"column {name} is {kind}; it has to be decimal, integer or text")
     array = flat(column)
-    if pa.types.is_dictionary(kind):
-        array = array.dictionary_decode()
     if array.null_count and not optional:
         rejector.add(np.asarray(array.is_null()), Rule.MISSING_VALUE, name)
     if kind != DECIMAL:
@@ -164,8 +207,6 @@ def number_column(
 
 
 def is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        return is_text(kind.value_type)
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 

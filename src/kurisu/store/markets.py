@@ -66,6 +66,23 @@ class Market:
         return self.name.symbol
 
 
+def known(market: Any) -> Market:
+    """`market`, if it is one. Raises InvalidArgument for a name, which is what comes instead."""
+    if isinstance(market, Market):
+        return market
+    raise InvalidArgument(
+        f"{str(market)!r} is no market of a store; one comes from "
+        'await store.markets.get("binance", "BTC/USDT")'
+    )
+
+
+def each_known(markets: Any) -> list[Market]:
+    """Several markets, as `known`. Raises InvalidArgument for a single one, too."""
+    if isinstance(markets, Market | str | MarketName):
+        raise InvalidArgument(f"{str(markets)!r} is not a list of markets; pass [market]")
+    return [known(market) for market in markets]
+
+
 _COLUMNS: Final = tuple(getattr(MarketRow, f.name) for f in fields(Market) if f.name != "name")
 
 

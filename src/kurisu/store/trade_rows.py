@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, Final
 
@@ -33,8 +33,11 @@ from kurisu.store.exact_rows import (
     flat,
     is_text,
     number_column,
+    numbers_text,
+    plain_columns,
+    row_numbers,
     time_column,
-    without_views,
+    utc,
 )
 
 NEEDED: Final = ("time", "price", "amount")
@@ -170,7 +173,7 @@ def _of_tables(members: Sequence[tuple[int, pa.Table]], batches: Sequence[Batch]
     """Tables of one schema as one, with where each row comes from, and the columns of a trade in
     one order, those that are not there as nulls."""
     indices = np.repeat([i for i, _ in members], [table.num_rows for _, table in members])
-    table = without_views(pa.concat_tables(table.replace_schema_metadata() for _, table in members))
+    table = plain_columns(pa.concat_tables(table.replace_schema_metadata() for _, table in members))
     missing = [name for name in NEEDED if name not in table.column_names]
     if missing:
         raise InvalidArgument(
@@ -184,7 +187,7 @@ def _of_tables(members: Sequence[tuple[int, pa.Table]], batches: Sequence[Batch]
         for field in _INPUT
     }
     if "row" in table.column_names:
-        numbers = table.column("row").cast(pa.int64())
+        numbers = pa.array(row_numbers(table.column("row")))
     else:
         numbers = pa.array(_counted(indices))
     return pa.table({**_origin(indices, batches, numbers), **columns})
@@ -224,27 +227,20 @@ def _trades(rows: Any) -> list[Trade]:
 
 def _of_values(values: Sequence[tuple[int, Trade]], batches: Sequence[Batch]) -> pa.Table:
     indices = np.fromiter((index for index, _ in values), dtype=np.int64, count=len(values))
-    times = [_aware(trade.time) for _, trade in values]
+    times = [utc(trade.time) for _, trade in values]
     columns = list(zip(*(trade for _, trade in values), strict=True))
     columns[0] = tuple(times)
     try:
         arrays = [pa.array(c, f.type) for c, f in zip(columns, _INPUT, strict=True)]
     except (pa.ArrowInvalid, pa.ArrowTypeError):
-        # As text: a value that does not fit becomes a listed reject, not an exception.
         arrays = [
-            pa.array([None if v is None else str(v) for v in c], pa.string())
+            numbers_text(f.name, c)
             if f.type == DECIMAL
-            else pa.array(c, f.type)
+            else pa.array([v if v is None or f.type == TIME else str(v) for v in c], f.type)
             for c, f in zip(columns, _INPUT, strict=True)
         ]
     named = dict(zip(_INPUT.names, arrays, strict=True))
     return pa.table({**_origin(indices, batches, pa.array(_counted(indices))), **named})
-
-
-def _aware(time: datetime) -> datetime:
-    if time.tzinfo is None:
-        raise InvalidArgument(f"{time.isoformat()} has no time zone; all times are aware UTC.")
-    return time.astimezone(UTC)
 
 
 def _exact(

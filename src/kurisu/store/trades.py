@@ -211,7 +211,11 @@ class Trades:
         async with transaction(self._store.database) as connection:
             return TradeTable(
                 await trade_read.read(
-                    connection, market.id, aware(since, "since"), aware(until, "until"), limit
+                    connection,
+                    markets.known(market).id,
+                    aware(since, "since"),
+                    aware(until, "until"),
+                    limit,
                 )
             )
 
@@ -225,7 +229,7 @@ class Trades:
         """
         async with trade_read.snapshot(self._store.database) as connection:
             tables = trade_read.tables(
-                connection, market.id, aware(since, "since"), aware(until, "until")
+                connection, markets.known(market).id, aware(since, "since"), aware(until, "until")
             )
             async with contextlib.aclosing(tables):
                 async for table in tables:
@@ -237,7 +241,9 @@ class Trades:
         """The newest `count` trades (made before `until`), by time."""
         async with transaction(self._store.database) as connection:
             return TradeTable(
-                await trade_read.latest(connection, market.id, count, aware(until, "until"))
+                await trade_read.latest(
+                    connection, markets.known(market).id, count, aware(until, "until")
+                )
             )
 
     async def coverage(
@@ -246,7 +252,7 @@ class Trades:
         """What is known about [since, until), by time; stretches may reach beyond it."""
         async with transaction(self._store.database) as connection:
             return await trade_coverage.read(
-                connection, market.id, aware(since, "since"), aware(until, "until")
+                connection, markets.known(market).id, aware(since, "since"), aware(until, "until")
             )
 
     async def state_many(
@@ -287,7 +293,7 @@ class Trades:
     async def id_space(self, market: Market) -> IdSpace | None:
         """What the ids of the market's trades are; None while it has none."""
         async with transaction(self._store.database) as connection:
-            found = await trade_read.id_space(connection, market.id)
+            found = await trade_read.id_space(connection, markets.known(market).id)
         return None if found is None else IdSpace(found)
 
 
@@ -441,7 +447,7 @@ class _Write:
                 stored[name] = (
                     (await markets.ensure(connection, batch.market))[0]
                     if isinstance(batch.market, MarketName)
-                    else batch.market
+                    else markets.known(batch.market)
                 )
         ids = {key: stored[name].id for name, key in self._keys.items()}
         names = {key: name for name, key in self._keys.items()}
