@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import random
 from datetime import timedelta
@@ -19,7 +20,9 @@ from ingest.test_backfill import QUICK, SINCE, backfill, closed, known, minutes,
 from rows import fetch
 
 from kurisu.domain.timeframe import BASE
+from kurisu.errors import DatabaseError
 from kurisu.exchange.clock import from_ms
+from kurisu.ingest.backfill import active_markets, named_markets
 from kurisu.ingest.repair import MarketRepair, chosen_series, repair, together, windows
 from kurisu.store.coverage import Stretch
 from kurisu.store.store import Store
@@ -69,6 +72,43 @@ async def test_every_kind_of_hole_is_asked_for_again(
         minutes(0, 2_100, "complete"), minutes(2_100, 2_130, "empty"),
         minutes(2_130, 2_500, "complete"),
     ]  # fmt: skip
+
+
+async def test_a_database_that_restarts_is_waited_for_by_every_question(
+    store: Store, server: ExchangeServer, opened: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is asked of the store loses its connection the first time."""
+    await backfill(store, opened)
+    changed = [*BARS[:700], BARS[700]._replace(volume=Decimal("9.5")), *BARS[701:]]
+    server.binance.listings["SHIBUSDT"].series = Series(changed)
+    await fetch(
+        store, "DELETE FROM ohlcv WHERE time >= :since AND time < :until",
+        since=SINCE + timedelta(minutes=200), until=SINCE + timedelta(minutes=260),
+    )  # fmt: skip
+    monkeypatch.setattr("kurisu.store.patience.FIRST_PAUSE_S", 0.001)
+    broken: list[str] = []
+
+    def breaking(call: Any) -> Any:
+        async def once(*arguments: Any, **more: Any) -> Any:
+            if call.__name__ not in broken:
+                broken.append(call.__name__)
+                raise DatabaseError("the connection broke")
+            return await call(*arguments, **more)
+
+        return once
+
+    for kind in (type(store.candles), type(store.markets)):
+        for name, call in inspect.getmembers(kind, inspect.iscoroutinefunction):
+            if not name.startswith("_"):
+                monkeypatch.setattr(kind, name, breaking(call))
+    async with opened("binance", policy=QUICK) as exchange:
+        (market,) = await active_markets(store, exchange)
+        assert await named_markets(store, exchange, [market.symbol]) == [market]
+        ((market, frame),) = await chosen_series(store, "binance", [], None)
+        report = await repair(store, exchange, market, frame, sample=3_000, apply=True)
+    assert (report.holes, report.revised, report.is_whole) == (60, 1, True)
+    assert await stored(store, "SHIB/USDT") == closed(changed)
+    assert len(broken) >= 11
 
 
 async def test_a_difference_is_reported_and_applied_only_on_demand(

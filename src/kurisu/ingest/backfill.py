@@ -235,7 +235,7 @@ class Backfill:
         if frame.name not in exchange.timeframes:
             offered = ", ".join(name for name in TIMEFRAMES if name in exchange.timeframes)
             raise NotOffered(exchange.name, f"it serves no {frame} candles, only {offered}")
-        await self._store.candles.forget_dropped()
+        await patiently(self._store.candles.forget_dropped)
         listings = await exchange.load_markets()
         now = await exchange.now()
         closed = frame.open_time(now - self._grace)
@@ -261,7 +261,7 @@ class Backfill:
         return report, plans, now
 
     async def _first_known(self, market: Market, end: datetime) -> datetime:
-        first = await self._store.candles.first_known(market, self._frame)
+        first = await patiently(self._store.candles.first_known, market, self._frame)
         if first is None:
             raise InvalidArgument(
                 f"nothing is known of {market} {self._frame} yet: say with --since where to begin."
@@ -274,7 +274,7 @@ class Backfill:
             return
         oldest = min(one.since for one in reports)
         bars = max(self._frame.count(one.since, one.until) for one in reports)
-        await self._store.candles.check_room(oldest, bars * len(reports))
+        await patiently(self._store.candles.check_room, oldest, bars * len(reports))
 
     async def _fetch_all(self, plans: Sequence[_Plan]) -> None:
         writers = [asyncio.create_task(plan.writer.run()) for plan in plans]
@@ -560,11 +560,11 @@ async def named_markets(store: Store, exchange: Exchange, symbols: Sequence[str]
     for symbol in dict.fromkeys(symbols):
         name = MarketName.of(exchange.name, symbol)
         if symbol in listed:
-            found.append(await store.markets.add(listed[symbol]))
+            found.append(await patiently(store.markets.add, listed[symbol]))
             continue
         try:
             # Not listed any more: what is stored of it stays known.
-            found.append(await store.markets.get(name.exchange, name.symbol))
+            found.append(await patiently(store.markets.get, name.exchange, name.symbol))
         except NotFound:
             same = [one for one in listed if one.upper() == symbol.upper()]
             near = same or get_close_matches(symbol.upper(), listed, 3, 0.5)
@@ -581,12 +581,12 @@ async def active_markets(
     type: str | None = None,  # noqa: A002
 ) -> list[Market]:
     """Every market that is traded now, by symbol; new ones are stored with their rules."""
-    known = {one.symbol: one for one in await store.markets.list(exchange.name)}
+    known = {one.symbol: one for one in await patiently(store.markets.list, exchange.name)}
     found = []
     for listing in await exchange.load_markets():
         if listing.active and quote in (None, listing.name.quote) and type in (None, listing.type):
             market = known.get(listing.symbol)
             if market is None or market.exchange_symbol is None:
-                market = await store.markets.add(listing)
+                market = await patiently(store.markets.add, listing)
             found.append(market)
     return found

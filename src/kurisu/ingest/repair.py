@@ -26,6 +26,7 @@ from kurisu.exchange.ccxt_adapter import CcxtExchange
 from kurisu.ingest.backfill import MarketBackfill, Watch, run_backfill
 from kurisu.store.coverage import Stretch, common
 from kurisu.store.markets import Market
+from kurisu.store.patience import patiently
 from kurisu.store.store import Store
 
 Span: TypeAlias = tuple[datetime, datetime]
@@ -102,7 +103,7 @@ async def repair(
     Raises ExchangeError if the exchange cannot be asked at all, RetentionConflict, DatabaseError.
     """
     report = MarketRepair(str(market), timeframe.name)
-    extent = await store.candles.known_extent(market, timeframe)
+    extent = await patiently(store.candles.known_extent, market, timeframe)
     if extent is None:
         return report
     first = extent[0] if since is None else timeframe.ceil(since)
@@ -111,7 +112,7 @@ async def repair(
         return report
     # Which candles are looked at is no secret.
     chance = chance or random.Random()  # noqa: S311
-    report.deleted = await store.candles.forget_missing(market, timeframe, first, end)
+    report.deleted = await patiently(store.candles.forget_missing, market, timeframe, first, end)
     if sample or empty:
         await _ask_empty(store, exchange, market, timeframe, report, (first, end),
                          None if empty else sample, chance)  # fmt: skip
@@ -140,7 +141,7 @@ async def _ask_empty(
 ) -> None:
     """Ask again for what is known as empty, and take that back where candles come: they are holes
     then, and the backfill that follows stores them. sample: bars, about; None for all."""
-    known = await store.candles.coverage(market, frame, *span)
+    known = await patiently(store.candles.coverage, market, frame, *span)
     empty = [(one.since, one.until) for one in known if one.status == "empty"]
     limit = exchange.venue.most_candles(frame.seconds * 1000)
     looks = together(empty, frame, limit)
@@ -176,7 +177,7 @@ async def _take_back(
     """That there is nothing at `times`, where that is known; how many bars that is."""
     opened = sorted({frame.open_time(time) for time in times})
     bars = [(time, frame.close_time(time)) for time in opened]
-    return await store.candles.forget_empty(market, frame, bars)
+    return await patiently(store.candles.forget_empty, market, frame, bars)
 
 
 def together(spans: Sequence[Span], frame: Timeframe, limit: int) -> list[Span]:
@@ -203,7 +204,7 @@ async def _compare(
     apply: bool,
     chance: random.Random,
 ) -> None:
-    found = await store.candles.coverage(market, frame, *span)
+    found = await patiently(store.candles.coverage, market, frame, *span)
     known = [one for one in found if one.status in ("complete", "empty")]
     stored = [one for one in known if one.status == "complete"]
     limit = exchange.venue.most_candles(frame.seconds * 1000)
@@ -226,7 +227,7 @@ async def _compare_page(
     known: Sequence[Stretch],
     apply: bool,
 ) -> None:
-    stored = _by_time(await store.candles.stored(market, frame, page.since, page.until))
+    stored = _by_time(await patiently(store.candles.stored, market, frame, page.since, page.until))
     theirs = _by_time(page.table)
     found = [
         Difference(time, stored.get(time), theirs.get(time))
@@ -245,11 +246,16 @@ async def _compare_page(
         return
     changed = {one.time for one in found if one.exchange is not None}
     at = [i for i, time in enumerate(page.table.column("time").to_pylist()) if time in changed]
-    written = await store.candles.write_fetched(
-        market, frame, page.table.take(pa.array(at, pa.int64())), [], now=page.exchange_time
+    written = await patiently(
+        store.candles.write_fetched,
+        market,
+        frame,
+        page.table.take(pa.array(at, pa.int64())),
+        [],
+        now=page.exchange_time,
     )
     report.revised += written.inserted + written.updated
-    await store.candles.settle([(page.since, page.until)])
+    await patiently(store.candles.settle, [(page.since, page.until)])
 
 
 def _by_time(table: pa.Table) -> dict[datetime, Numbers]:
@@ -311,7 +317,7 @@ async def chosen_series(
 
     Raises InvalidArgument where nothing is known of a symbol.
     """
-    known = await store.candles.series(exchange)
+    known = await patiently(store.candles.series, exchange)
     for symbol in symbols:
         if all(market.symbol != symbol for market, _ in known):
             raise InvalidArgument(

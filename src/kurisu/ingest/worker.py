@@ -25,6 +25,7 @@ from kurisu.ingest.backfill import (
     run_backfill,
 )
 from kurisu.store.markets import Market
+from kurisu.store.patience import patiently
 from kurisu.store.queue import HEARTBEAT_TIMEOUT, Job, PutBack
 from kurisu.store.store import Store
 
@@ -87,7 +88,7 @@ async def queue_backfill(
         }
         for market, first, end in await work.pieces(markets, since, until)
     ]
-    new = await store.queue.put(KIND + exchange.name, payloads) if payloads else 0
+    new = await patiently(store.queue.put, KIND + exchange.name, payloads) if payloads else 0
     return Queued(exchange.name, len(payloads), new)
 
 
