@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from kurisu.errors import ExchangeError
 from kurisu.exchange.ccxt_adapter import CcxtExchange, open_exchange
 from kurisu.exchange.port import Batch, CandleRow, TradeRow
 from kurisu.exchange.settings import ExchangeSettings
+from kurisu.exchange.streams import Wires
 
 #: venue: (its name of the market, a message of trades, what it says)
 TRADES: dict[str, tuple[str, str, TradeRow]] = {
@@ -199,7 +201,7 @@ async def received(venue: str, name: str, message: str, kind: str, url: str) -> 
             await asyncio.Event().wait()
 
         for method in ("watch_trades", "watch_trades_for_symbols", "watch_ohlcv",
-                       "watch_ohlcv_for_symbols"):  # fmt: skip
+                       "watch_ohlcv_for_symbols", "subscribe"):  # fmt: skip
             setattr(client, method, watch)
         batches: Any = (
             exchange.watch_trades([PAIR]) if kind == "trades"
@@ -259,6 +261,15 @@ MIXED: dict[str, tuple[str, str, str, Any]] = {
         '"3.5","size":"4.5","side":"SELL","time":"2019-08-14T20:42:27.265Z"}]}]}',
         TradeRow(1565815347265, "2", "sell", "3.5", "4.5"),
     ),
+    # Markets in USDC share the book of those in USD, and their trades come under that name.
+    "coinbase, in USDC": (
+        "BTC-USDC",
+        "trades",
+        '{"channel":"market_trades","sequence_num":0,"events":[{"type":"update","trades":['
+        '{"trade_id":"2","product_id":"BTC-USD","price":"3.5","size":"4.5","side":"SELL",'
+        '"time":"2019-08-14T20:42:27.265Z"}]}]}',
+        TradeRow(1565815347265, "2", "sell", "3.5", "4.5"),
+    ),
 }  # fmt: skip
 
 
@@ -266,7 +277,7 @@ MIXED: dict[str, tuple[str, str, str, Any]] = {
 async def test_a_message_about_several_markets(venue: str) -> None:
     """To CCXT all rows of it are of the first one's market."""
     name, kind, message, row = MIXED[venue]
-    venue = venue.removesuffix(", candles")
+    venue = venue.partition(",")[0]
     batch = await received(venue, name, message, kind, "ws://127.0.0.1/spot/public")
     assert [(symbol, getattr(found, "row", found)) for symbol, found in batch.rows] == [(PAIR, row)]
 
@@ -320,3 +331,51 @@ async def test_what_is_refused_is_told_and_asked_for_again(venue: str, is_heard:
                     async for batch in batches:
                         assert len(batch.rows) == 0 or is_heard
             assert len(asked) == times
+
+
+@pytest.mark.parametrize("has_beats", [False, True])
+async def test_a_connection_whose_heartbeats_stop_is_dead(has_beats: bool) -> None:
+    """Without them it may be that nobody trades."""
+    asked: list[Any] = []
+
+    async def handle(request: web.Request) -> web.WebSocketResponse:
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        async for message in socket:
+            asked.append(json.loads(message.data)["channel"])
+            if asked[-1] == "heartbeats" and has_beats:
+                await socket.send_str('{"channel":"heartbeats","events":[]}')
+        return socket
+
+    app = web.Application()
+    app.router.add_get("/{any:.*}", handle)
+    settings = ExchangeSettings("coinbase", options={"timeout_on_exit": 0})
+    async with TestServer(app) as server, open_exchange(settings, streams=True) as exchange:
+        exchange._venue = replace(exchange.venue, stream_silence_s=0.2)
+        exchange.client.urls["api"]["ws"] = str(server.make_url("/")).replace("http", "ws")
+        list_market(exchange, "BTC-USDT")
+        error = ExchangeError if has_beats else TimeoutError
+        with pytest.raises(error, match="heartbeat" if has_beats else None):
+            async with asyncio.timeout(1), aclosing(exchange.watch_trades([PAIR])) as batches:
+                async for batch in batches:
+                    assert not batch.rows
+    assert sorted(asked) == ["heartbeats", "market_trades"]
+
+
+def test_what_is_refused_again_and_again_is_asked_for_less_and_less_often(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each time costs the connection, which brings other markets, too."""
+    lost: list[float] = []
+    clock = [0.0]
+    monkeypatch.setattr("kurisu.exchange.streams.time.monotonic", lambda: clock[0])
+
+    class Connection:
+        def on_error(self, _: Exception) -> None:
+            lost.append(clock[0])
+
+    wires = Wires()
+    while clock[0] < 3600:
+        wires.refused(Connection(), ExchangeError("okx", "no such market"))
+        clock[0] += 10
+    assert lost == [0, 10, 20, 100, 260, 580, 1220, 2500]

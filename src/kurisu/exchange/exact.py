@@ -370,8 +370,24 @@ class _Exact(_CcxtClass):  # type: ignore[misc]
             super().handle_trades(client, part, *more)
 
     def handle_trade(self, client: Any, message: Any, *more: Any) -> None:
-        for part in _by_product(message) if self.id == "coinbase" else (message,):
+        for part in self._by_product(message) if self.id == "coinbase" else (message,):
             super().handle_trade(client, part, *more)
+
+    def _by_product(self, message: dict[str, Any]) -> list[dict[str, Any]]:
+        """A message of Coinbase's trades, one for each market. Trades of a market in USDC come as
+        those of the market in USD, with which it shares its book."""
+        events: dict[Any, list[Any]] = {}
+        for event in message.get("events") or ():
+            trades: dict[Any, list[Any]] = {}
+            for trade in event.get("trades") or ():
+                product = str(trade.get("product_id"))
+                trades.setdefault(product, []).append(trade)
+                twin = f"{product}C"
+                if product.endswith("-USD") and self.safe_symbol(twin) in self.trades:
+                    trades.setdefault(twin, []).append({**trade, "product_id": twin})
+            for product, found in trades.items():
+                events.setdefault(product, []).append({**event, "trades": found})
+        return [{**message, "events": found} for found in events.values()]
 
     def handle_ohlcv(self, client: Any, message: Any, *more: Any) -> None:
         if isinstance(message, list) and len(message) > 1 and message[1] == []:
@@ -419,18 +435,6 @@ def _by_market(message: dict[str, Any]) -> list[dict[str, Any]]:
     for row in message.get("data") or ():
         rows.setdefault(row.get("symbol"), []).append(row)
     return [message] if len(rows) < 2 else [{**message, "data": data} for data in rows.values()]
-
-
-def _by_product(message: dict[str, Any]) -> list[dict[str, Any]]:
-    """The same for Coinbase's trades."""
-    events: dict[Any, list[Any]] = {}
-    for event in message.get("events") or ():
-        trades: dict[Any, list[Any]] = {}
-        for trade in event.get("trades") or ():
-            trades.setdefault(trade.get("product_id"), []).append(trade)
-        for product, found in trades.items():
-            events.setdefault(product, []).append({**event, "trades": found})
-    return [{**message, "events": found} for found in events.values()]
 
 
 def _gate_candles(message: dict[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from kurisu.domain.trade import IdSpace
-from kurisu.errors import ExchangeUnavailable, NotOffered
+from kurisu.errors import ExchangeError, ExchangeUnavailable, NotOffered
 from kurisu.exchange.exact import BODY_CHARACTERS, BrokenAnswer, decode
 from kurisu.exchange.port import Batch, CandleRow, CandleUpdate, TradeRow
 
@@ -33,12 +33,17 @@ ASK_AGAIN_S: Final = 0.5
 #: Longest time between two pings. CCXT's is three minutes for Binance: a connection that is dead
 #: without a word would be found out after six.
 MOST_KEEPALIVE_MS: Final = 15_000
-#: Within so long it is asked so often for what an exchange refuses to stream.
-REFUSALS_S: Final = 600.0
-MOST_REFUSALS: Final = 5
+#: What an exchange refuses to stream is asked for so often at once, and then only after so long,
+#: twice as long each time: it costs a connection that brings other markets.
+QUICK_REFUSALS: Final = 3
+REFUSED_S: Final = 10.0
+LONGEST_REFUSED_S: Final = 6 * 3600.0
 
 #: Exchanges of CCXT whose messages are read here.
 _BINANCE: Final = frozenset({"binance", "binanceus", "binanceusdm", "binancecoinm"})
+#: How heartbeats of Coinbase and Kraken, and of Bitfinex begin.
+_HEARTBEAT: Final = '"heartbeat'
+_HB: Final = '"hb"'
 _AGG_TRADE: Final = '{"e":"aggTrade"'
 _KLINE: Final = '{"e":"kline"'
 
@@ -59,6 +64,8 @@ class Tap:
         self.wake = asyncio.Event()
         self.failure: object = None
         self.is_connected = False
+        self.heard_s = 0.0
+        self.beats = False
         self.first_s = 0.0
         #: (symbol, CCXT's row), or the text of a message of trades.
         self.rows: list[Any] = []
@@ -71,9 +78,10 @@ class Tap:
         rows.append(row)
 
     def connected(self) -> None:
-        self.is_connected = True
+        self.is_connected, self.beats = True, False
+        self.heard_s = time.monotonic()
         if not self.rows:
-            self.first_s = time.monotonic()
+            self.first_s = self.heard_s
         self.wake.set()
 
     def fail(self, error: object) -> None:
@@ -124,8 +132,12 @@ class Wires:
     def __init__(self) -> None:
         self._taps: dict[Any, list[Tap]] = {}
         self.reads_binance = False
-        #: When something was refused and asked for again, by a steady clock.
-        self._refused_s: list[float] = []
+        #: Taps are told of every message, whatever it is.
+        self.notes_all = False
+        #: How often something was refused and asked for again, and when the last time, by a steady
+        #: clock.
+        self._refusals = 0
+        self._refused_s = 0.0
 
     def address(self, url: str) -> str:
         # CCXT has a connection for each address. A fragment is never sent.
@@ -153,6 +165,12 @@ class Wires:
             tap.fail(error)
 
     def takes(self, client: Any, text: str | bytes) -> bool:
+        if self.notes_all:
+            now_s, start = time.monotonic(), str(text[:40])
+            beats = _HEARTBEAT in start or _HB in start
+            for tap in self._taps.get(client, ()):
+                tap.heard_s = now_s
+                tap.beats = tap.beats or beats
         if not self.reads_binance or not isinstance(text, str):
             return False
         if text.startswith(_AGG_TRADE):
@@ -168,15 +186,20 @@ class Wires:
 
     def refused(self, client: Any, error: Exception) -> None:
         now_s = time.monotonic()
-        self._refused_s = [at for at in self._refused_s if now_s - at < REFUSALS_S]
-        if len(self._refused_s) < MOST_REFUSALS:
-            self._refused_s.append(now_s)
+        wait_s = min(REFUSED_S * 2.0**self._refusals, LONGEST_REFUSED_S)
+        if self._refusals < QUICK_REFUSALS or now_s - self._refused_s >= wait_s:
+            self._refusals, self._refused_s = self._refusals + 1, now_s
             client.on_error(error)
 
     def drop(self, tap: Tap, error: Exception) -> None:
         """What a tap asked for over its connections was refused."""
         for client in [client for client, taps in self._taps.items() if tap in taps]:
             self.refused(client, error)
+
+    def close(self, tap: Tap, error: Exception) -> None:
+        """The connections that a tap hangs on are of no use any more."""
+        for client in [client for client, taps in self._taps.items() if tap in taps]:
+            client.on_error(error)
 
     def forget(self, tap: Tap) -> None:
         for taps in self._taps.values():
@@ -195,6 +218,7 @@ class Streams:
         #: Groups that have connections of their own, by what they listen to.
         self._connections: dict[tuple[str, ...], int] = {}
         self._wires.reads_binance = exchange.settings.exchange_id in _BINANCE
+        self._wires.notes_all = exchange.venue.stream_silence_s is not None
 
     def offers(self, what: str) -> bool:
         """what: CCXT's name, e.g. "watchTrades"."""
@@ -218,6 +242,10 @@ class Streams:
         else:
             watch = self._client.watch_trades
             asks = [partial(watch, symbol, params=params) for symbol in symbols]
+        if self._exchange.venue.stream_heartbeats is not None:
+            asks.append(
+                partial(self._client.subscribe, self._exchange.venue.stream_heartbeats, False)
+            )
         async with aclosing(self._batches(tap, asks)) as batches:
             async for rows, received_s in batches:
                 yield Batch(self._trade_rows(tap, rows), received_s)
@@ -273,7 +301,7 @@ class Streams:
         announced = False
         try:
             while True:
-                await tap.wake.wait()
+                await self._woken(tap)
                 if tap.failure is None and tap.rows:
                     await asyncio.sleep(COLLECT_S)
                 rows, received_s = tap.take()
@@ -288,7 +316,25 @@ class Streams:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
+    async def _woken(self, tap: Tap) -> None:
+        """Until the tap has something, or its connection has been silent for too long."""
+        most_s = self._exchange.venue.stream_silence_s
+        while not tap.wake.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(most_s):
+                    await tap.wake.wait()
+            silent_s = time.monotonic() - tap.heard_s
+            # Only of a connection that has had a heartbeat: what venues document they may change.
+            if most_s is not None and tap.beats and silent_s >= most_s:
+                error = ExchangeUnavailable(
+                    self._exchange.name, f"not even a heartbeat for {silent_s:.0f} s"
+                )
+                self._wires.close(tap, error)
+                tap.fail(error)
+
     def _error(self, failure: object) -> Exception:
+        if isinstance(failure, ExchangeError):
+            return failure
         if isinstance(failure, Exception):
             found: Exception = self._exchange.translated(failure)
             return found

@@ -60,10 +60,15 @@ class Venue:
         without rows is the end or a fault, and never a quiet hour.
     trade_id_space: what the default endpoint gives.
     trade_ids_gapless: consecutive ids, so that a jump means lost rows.
+    trade_ids_dense: a jump is so rare that REST is asked what was there.
     trade_parts: the field of a stream's trade that says how many trades of REST it is; None where
         it is one.
     stream_markets: markets of one WebSocket connection, where the venue allows few; None where
         the address alone decides.
+    stream_heartbeats: a channel beside the others that keeps a connection open on which nobody
+        trades, and says something every second.
+    stream_silence_s: a connection that has heartbeats says something sooner than this, if it is
+        alive.
     weight_limit: request weight per minute; None where the venue counts requests and CCXT's
         throttle is enough.
     """
@@ -88,8 +93,11 @@ class Venue:
     trades_open_ended: bool = False
     trade_id_space: IdSpace = IdSpace.RAW
     trade_ids_gapless: bool = False
+    trade_ids_dense: bool = False
     trade_parts: str | None = None
     stream_markets: int | None = None
+    stream_heartbeats: str | None = None
+    stream_silence_s: float | None = None
     weight_limit: int | None = None
 
     def most_candles(self, length_ms: int) -> int:
@@ -116,7 +124,9 @@ _BINANCE: Final = Venue(
 )
 
 #: Aggregate trades as well; that their ids have no gaps is not documented.
-_BINANCE_FUTURES: Final = replace(_BINANCE, weight_limit=2_400, trade_ids_gapless=False)
+_BINANCE_FUTURES: Final = replace(
+    _BINANCE, weight_limit=2_400, trade_ids_gapless=False, trade_ids_dense=True
+)
 
 #: CCXT sends no order and no end that the venue knows, and gets the newest. Whether the venue keeps
 #: to the order is seen from its answers: windows believe nothing.
@@ -140,6 +150,8 @@ VENUES: Final[dict[str, Venue]] = {
         trades_open_ended=True,
         # "25 channels at the same time on the same connection"
         stream_markets=25,
+        # A heartbeat of each channel every 15 seconds.
+        stream_silence_s=35.0,
     ),
     "kraken": Venue(
         candle_limit=720,
@@ -147,6 +159,8 @@ VENUES: Final[dict[str, Venue]] = {
         candles_oldest_first=True,
         trade_paging=TradePaging.CURSOR,
         trade_limit=1_000,
+        # A heartbeat about every second, if nothing else is sent.
+        stream_silence_s=10.0,
     ),
     "bybit": Venue(
         candle_limit=1_000,
@@ -184,7 +198,14 @@ VENUES: Final[dict[str, Venue]] = {
     ),
     "bingx": Venue(trade_paging=TradePaging.NONE),
     # Windows of trades begin and end with whole seconds.
-    "coinbase": Venue(candle_limit=300, trade_limit=1_000, trade_time_unit_ms=1_000),
+    "coinbase": Venue(
+        candle_limit=300,
+        trade_limit=1_000,
+        trade_time_unit_ms=1_000,
+        # "Most channels close within 60-90 seconds if no updates are sent."
+        stream_heartbeats="heartbeats",
+        stream_silence_s=10.0,
+    ),
     # fetch_trades of CCXT gives the newest hundred, whatever it is asked for, and without the ids
     # that the stream has.
     "kucoin": Venue(

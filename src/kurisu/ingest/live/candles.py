@@ -10,6 +10,7 @@ Times are milliseconds since 1970.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -34,6 +35,7 @@ class CandleFollower:
     """Follows one market.
 
     whole_until: everything before it was asked for after its close, and is stored.
+    heard_s: when the stream brought something last, by a steady clock.
     spread_ms: this market's share of SPREAD_MS. check_at: when REST is to be asked.
     """
 
@@ -43,6 +45,7 @@ class CandleFollower:
     spread_ms: int = 0
     check_at: int = 0
     unheard: int = 0
+    heard_s: float = 0.0
     _current: CandleRow | None = None
     _given: dict[int, CandleRow] = field(default_factory=dict)
     _is_heard: bool = False
@@ -70,7 +73,7 @@ class CandleFollower:
 
     def receive(self, update: CandleUpdate) -> list[CandleRow]:
         """The candles that are final with this."""
-        self._is_heard = True
+        self._is_heard, self.heard_s = True, time.monotonic()
         row, current = update.row, self._current
         final = []
         if current is not None and row.time_ms < current.time_ms:

@@ -135,10 +135,10 @@ class Feed:
                     [(market, now - _MS, now)], status=MARK, source=SOURCE, reason="begun here"
                 )
                 at = now - _MS
+            consecutive = venue.trade_ids_gapless or venue.trade_ids_dense
             follower = TradeFollower(
-                market, usual, venue.trade_ids_gapless and space is not IdSpace.DERIVED,
-                to_ms(at), space,
-            )  # fmt: skip
+                market, usual, consecutive and space is not IdSpace.DERIVED, to_ms(at), space
+            )
             self._refiller.follow(follower)
             self._add("trades", market, follower)
 

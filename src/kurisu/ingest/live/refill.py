@@ -26,6 +26,13 @@ from kurisu.store.trades import TradeBatch
 
 #: A market without trades for so long is asked for: nobody trades, or the stream has died.
 SILENCE_S: Final = 60.0
+#: The same of a market that usually trades so many times within its silence; but not sooner.
+UNUSUAL_PAUSES: Final = 20
+SHORTEST_SILENCE_S: Final = 15.0
+#: How soon connections are given up again for a market for which that has not helped; then after
+#: twice as long, and so on. The others lose theirs, too.
+REVIVED_S: Final = 60.0
+LONGEST_REVIVED_S: Final = 6 * 3600.0
 #: So long after a connection was made REST is asked, if no trade has shown from where on.
 FIRST_TRADE_S: Final = 0.5
 #: Trades that REST has and the stream has not after so long will not come any more.
@@ -45,13 +52,23 @@ _NEWEST_FIRST: Final = (TradePaging.NONE, TradePaging.BACK)
 @dataclass(slots=True)
 class _Turn:
     """When a market may be asked for again, and was asked last, by a steady clock; in which run
-    of its stream that was."""
+    of its stream that was.
+
+    told: of which run it was said that something is missing; inserted: trades of it from REST,
+    since: where it began. revivals: how often connections were given up for this market without
+    its stream saying anything since, the last time at revived_s.
+    """
 
     at_s: float = 0.0
     failures: int = 0
     is_running: bool = False
     asked_s: float = 0.0
     run: int | None = None
+    told: int | None = None
+    since: int | None = None
+    inserted: int = 0
+    revivals: int = 0
+    revived_s: float = 0.0
 
 
 class Refiller:
@@ -107,7 +124,7 @@ class Refiller:
         if not due:
             return False
         _, turn, candles = min(due, key=lambda one: one[0])
-        await self._take(turn, self._read_candles(candles), str(candles.market))
+        await self._take(turn, self._read_candles(candles, turn), str(candles.market))
         return True
 
     async def _take(self, turn: _Turn, work: Coroutine[Any, Any, None], market: str) -> None:
@@ -137,7 +154,11 @@ class Refiller:
         if follower.connected_s is not None and turn.run != follower.run:
             # What was missed, although nobody trades just now.
             return now_s - follower.connected_s >= FIRST_TRADE_S
-        return now_s - max(follower.heard_s, turn.asked_s) >= SILENCE_S
+        silence_s = SILENCE_S
+        if follower.pause_s is not None and turn.asked_s < follower.heard_s:
+            unusual_s = max(UNUSUAL_PAUSES * follower.pause_s, SHORTEST_SILENCE_S)
+            silence_s = min(silence_s, unusual_s)
+        return now_s - max(follower.heard_s, turn.asked_s) >= silence_s
 
     async def _read_trades(self, follower: TradeFollower, turn: _Turn) -> None:
         """From what is whole to beyond the first trade of the run; or, if the stream has been
@@ -152,11 +173,10 @@ class Refiller:
         heard = since if follower.newest is None else follower.newest
         # A stream that shows several trades as one has missed nothing, and does so all the time.
         is_apart = follower.is_apart
-        told = (
-            missing is not None
-            and not is_apart
-            and self._tell_gap(follower.market, since, missing[1])
-        )
+        if missing is not None and not is_apart and turn.told != run:
+            # Once, however often REST is asked until it has caught up.
+            self._tell_gap(follower.market, since, missing[1])
+            turn.told, turn.since = run, since
         inserted, late = 0, False
         async for page in trade_pages(
             self._exchange, follower.symbol, from_ms(since),
@@ -196,18 +216,33 @@ class Refiller:
             follower.has_read(to_ms(page.until))
         # What is caught up with at the beginning of a run says nothing about the stream.
         turn.asked_s, turn.run, late = time.monotonic(), run, late and turn.run == run
-        if told or (inserted and not is_apart):
-            self._tell_refilled(follower.market, since, follower.whole_until, inserted, "trades")
+        turn.inserted += 0 if is_apart else inserted
         if follower.missing is not None:
             turn.at_s = turn.asked_s + AGAIN_S
-        elif missing is None and late and run == follower.run:
-            self._tell(
-                "silent", "the market trades, and the stream says nothing: connecting anew",
-                market=str(follower.market),
+        elif turn.since is not None or turn.inserted:
+            self._tell_refilled(
+                follower.market, since if turn.since is None else turn.since,
+                follower.whole_until, turn.inserted, "trades",
             )  # fmt: skip
-            self._revive()
+            turn.since, turn.inserted = None, 0
+        if missing is None and late and run == follower.run:
+            self._give_up(follower.market, turn, follower.heard_s)
 
-    async def _read_candles(self, follower: CandleFollower) -> None:
+    def _give_up(self, market: Market, turn: _Turn, heard_s: float) -> None:
+        """The market trades, and its stream, heard last at `heard_s`, does not say so."""
+        if heard_s > turn.revived_s:
+            turn.revivals = 0
+        wait_s = min(REVIVED_S * (2.0**turn.revivals - 1), LONGEST_REVIVED_S)
+        if time.monotonic() - turn.revived_s < wait_s:
+            return
+        turn.revivals, turn.revived_s = turn.revivals + 1, time.monotonic()
+        self._tell(
+            "silent", "the market trades, and the stream says nothing: connecting anew",
+            market=str(market),
+        )  # fmt: skip
+        self._revive()
+
+    async def _read_candles(self, follower: CandleFollower, turn: _Turn) -> None:
         """From some candles before what is whole to the newest that has closed."""
         since = follower.whole_until
         now = to_ms(await self._exchange.now())
@@ -246,12 +281,8 @@ class Refiller:
         if told or inserted:
             self._tell_refilled(follower.market, since, until, inserted, "candles")
         if not follower.has_checked(until, now, inserted):
-            self._tell(
-                "silent", "the market trades, and the stream says nothing: connecting anew",
-                market=str(follower.market),
-            )  # fmt: skip
             follower.unheard = 0
-            self._revive()
+            self._give_up(follower.market, turn, follower.heard_s)
 
     async def _known(self, follower: CandleFollower, page: CandlePage) -> list[Stretch]:
         """What the holes of a page are, as far as they were not judged before."""

@@ -23,6 +23,8 @@ UNORDERED_MS: Final = 1_000
 #: A millisecond whose trades are told apart by their number in it is whole so long after the last
 #: of them came.
 HOLD_S: Final = 1.0
+#: The mean of pauses is about so many.
+MEAN_OF: Final = 32
 #: Ids of a stream that are remembered, where they are not those of the market.
 HEARD_IDS: Final = 10_000
 
@@ -31,13 +33,14 @@ HEARD_IDS: Final = 10_000
 class TradeFollower:
     """Follows one market.
 
-    gapless: ids are consecutive. usual_space: of the exchange's ids. space: of this market's; None
-        until its first trades tell.
+    gapless: ids are consecutive, or a jump is worth a look. usual_space: of the exchange's
+        ids. space: of this market's; None until its first trades tell.
     whole_until: everything before it is stored, from where the market was begun on.
     first, first_id: time and id of the first trade of this run; None before it. joined: REST has
         been read beyond it. run: counts the runs. stored: newest time of this run that is stored.
     is_apart: this run began with a row that is several trades of REST.
-    heard_s: when the stream brought something last. connected_s: since when the connection stands.
+    heard_s: when the stream brought something last. pause_s: the mean time between two of its
+    messages; None until there were enough. connected_s: since when the connection stands.
     claims: stretches that are whole by the stream, and not stated yet.
     """
 
@@ -54,9 +57,12 @@ class TradeFollower:
     stored: int | None = None
     newest: int | None = None
     heard_s: float = 0.0
+    pause_s: float | None = None
     connected_s: float | None = None
     claims: list[tuple[int, int]] = field(default_factory=list)
     _last_id: int | None = None
+    _pauses: int = 0
+    _mean_s: float = 0.0
     _held: list[TradeRow] = field(default_factory=list)
     _heard_ids: dict[str, None] = field(default_factory=dict)
     _rejected: set[int] = field(default_factory=set)
@@ -93,7 +99,7 @@ class TradeFollower:
 
         now_s: a steady clock.
         """
-        self.heard_s = now_s
+        self._note(now_s)
         if self.space is None:
             has_ids = all(row.trade_id is not None for row in rows)
             self.space = self.usual_space if has_ids else IdSpace.DERIVED
@@ -112,6 +118,16 @@ class TradeFollower:
         if self.space is not IdSpace.DERIVED:
             return ready
         return self._hold([*self._held, *self._unheard(ready)], self.newest)
+
+    def _note(self, now_s: float) -> None:
+        """Something came."""
+        since_s = max(self.heard_s, self.connected_s or 0.0)
+        self.heard_s = now_s
+        if since_s:
+            self._mean_s += (now_s - since_s - self._mean_s) / MEAN_OF
+            self._pauses += 1
+            if self._pauses >= 2 * MEAN_OF:
+                self.pause_s = self._mean_s
 
     def _unheard(self, rows: Sequence[TradeRow]) -> list[TradeRow]:
         """Those that the stream does not repeat. Its ids are not stored, and tell for a while."""
