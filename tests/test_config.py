@@ -46,6 +46,11 @@ def test_the_file_in_the_data_directory_is_found(home: Path) -> None:
     assert find(home) == path
 
 
+def test_a_byte_order_mark_and_windows_lines_do_no_harm(home: Path) -> None:
+    write(home, '\ufeff[retention]\r\nohlcv = "2 years"\r\n')
+    assert load(home).retention == {"ohlcv": "2 years"}
+
+
 def test_the_working_directory_comes_before_the_data_directory(home: Path) -> None:
     write(home)
     here = write(Path.cwd())

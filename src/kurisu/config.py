@@ -72,7 +72,8 @@ def load(home: Path) -> Config:
     if path is None:
         return Config(home=home)
     try:
-        parsed = tomllib.loads(path.read_text(encoding="utf-8"))
+        # An editor on Windows may have put a byte order mark in front.
+        parsed = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
     except tomllib.TOMLDecodeError as error:

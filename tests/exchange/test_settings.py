@@ -76,6 +76,8 @@ def test_sandbox() -> None:
         ("number = 1", "exact"),
         ("enableRateLimit = false", "always holds"),
         ("rateLimit = 1", "rate_limit_ms"),
+        ("rate_limit = 50", "rate_limit is not known; perhaps rate_limit_ms is meant"),
+        ("timeout_ms = 5", "perhaps timeout_s is meant"),
         ("concurrency = 0", "from 1 to"),
         ("concurrency = true", "from 1 to"),
         ("rate_limit_ms = -1", "0 or more"),

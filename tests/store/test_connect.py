@@ -75,6 +75,8 @@ class TestUrls:
             ("", "cannot be read"),
             (f"postgresql://me:{SECRET}@host:port/db", "cannot be read"),
             (f"postgresql://me:{SECRET}@host/db?channel_binding=require", "channel_binding"),
+            (f"postgresql://me:p@{SECRET}@host/db", "more than one @"),
+            (f"postgresql://me:{SECRET}@host:65536/db", "port 65536"),
             (f"postgresql://me:{SECRET}@host/db?bogus={SECRET}", "the option bogus"),
         ],
     )
@@ -224,6 +226,18 @@ class TestErrors:
                     pass
         assert f"127.0.0.1:{port}" in str(no.value)
         assert SECRET not in str(no.value)
+
+    @pytest.mark.parametrize("tier", ["plain"], indirect=True)
+    async def test_a_role_that_is_not_there(self, url: str) -> None:
+        other = database_url(url).set(username="nobody_here")
+        with pytest.raises(DatabaseError, match=r'postgresql://nobody_here@.*: role "nobody_here"'):
+            async with open_store(other.render_as_string(hide_password=False)):
+                pass
+
+    async def test_an_option_that_the_driver_refuses(self) -> None:
+        with pytest.raises(ConfigError, match="the database URL: `sslmode` parameter must be"):
+            async with open_store("postgresql://me@127.0.0.1:1/db?sslmode=always"):
+                pass
 
     @pytest.mark.parametrize("tier", ["plain"], indirect=True)
     async def test_a_database_that_is_not_there(self, url: str) -> None:

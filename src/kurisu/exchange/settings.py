@@ -18,6 +18,7 @@ differs. `sandbox = true` selects CCXT's test network.
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -129,6 +130,8 @@ def _check_option(where: str, key: str, value: object) -> None:
         )
     if key in _RESERVED:
         raise ConfigError(f"{where} {key} cannot be set: {_RESERVED[key]}.")
+    if meant := difflib.get_close_matches(key, _OURS, n=1, cutoff=0.8):
+        raise ConfigError(f"{where} {key} is not known; perhaps {meant[0]} is meant.")
     for text in _texts(value):
         if "://" in text and urlsplit(text).password:
             raise ConfigError(

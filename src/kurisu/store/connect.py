@@ -40,6 +40,7 @@ KEEP_ALIVE: Final = {
     "TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6, "TCP_USER_TIMEOUT": 120_000,
 }  # fmt: skip
 
+MOST_PORT: Final = 65_535
 #: What may stand behind the ? of a database URL, beside libpq's sslmode.
 _OPTIONS: Final = (
     "application_name", "connect_timeout", "gsslib", "host", "krbsrvname", "passfile", "password",
@@ -63,6 +64,12 @@ def database_url(url: str) -> URL:
             "the database URL cannot be read; write it as "
             "postgresql://user:password@host:5432/database"
         ) from None
+    if "@" in (parsed.host or ""):  # what stands before it is part of the password
+        raise ConfigError(
+            "the database URL has more than one @; write one in a user or password as %40"
+        )
+    if not 0 < (parsed.port or 1) <= MOST_PORT:
+        raise ConfigError(f"the database URL has port {parsed.port}; the last one is {MOST_PORT}")
     if parsed.get_backend_name() not in ("postgresql", "postgres", "timescaledb"):
         raise ConfigError(
             f"{parsed.drivername}:// is not PostgreSQL; Kurisu runs on PostgreSQL and "
@@ -163,6 +170,8 @@ def _translation(error: BaseException, where: str) -> DatabaseError:
         return DatabaseError(f"{where} does not accept the user or password.")
     if isinstance(error, asyncpg.InvalidCatalogNameError):
         return DatabaseError(f"{where}: {_says(error)}; create the database first.")
+    if isinstance(error, asyncpg.InvalidAuthorizationSpecificationError):
+        return DatabaseError(f"{where}: {_says(error)}.")
     return DatabaseError(_says(error))
 
 
@@ -174,6 +183,8 @@ def translated(where: str) -> Iterator[None]:
     except DBAPIError as error:
         original: BaseException = error.orig or error
         cause = original.__cause__ or original
+        if isinstance(cause, asyncpg.ClientConfigurationError):
+            raise ConfigError(f"the database URL: {_says(cause)}") from error
         if isinstance(error, InterfaceError):
             raise DatabaseError(f"the connection to {where} broke: {_says(cause)}") from error
         raise _translation(cause, where) from error
