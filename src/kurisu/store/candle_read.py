@@ -34,7 +34,7 @@ _KINDS_WITH_BARS: Final = (*COLUMN_KINDS, ("bars", ColumnKind.INT4))
 _LATEST_SCHEMA: Final = pa.schema(
     [("market_id", pa.int32()), *((name, kind.arrow_type) for name, kind in _KINDS_WITH_BARS)]
 )
-_EMPTY_BARS: Final = _LATEST_SCHEMA.remove(0).empty_table()
+_BARS_SCHEMA: Final = _LATEST_SCHEMA.remove(0)
 _VALUES: Final = ", ".join(NUMBERS)
 _MINUTES: Final = " AND timeframe = '1m'"
 #: What stands for "from the beginning" and "to the end".
@@ -188,7 +188,7 @@ async def _read_from_minutes(
     elif stored is not None:
         found = await _right_bars(connection, stored, market_id, source, low, high)
         if found is None:
-            return _EMPTY_BARS
+            return _BARS_SCHEMA.empty_table()
         query, arguments = found
     else:
         query = f"SELECT time, {_VALUES}, bars FROM ohlcv_{source.name} WHERE {_range(2)}"
@@ -391,7 +391,7 @@ async def _latest_derived(
         text(NEWEST), {"market_id": market_id, "before": before or LATEST}
     )
     if newest is None:
-        return _EMPTY_BARS
+        return _BARS_SCHEMA.empty_table()
     # As far back as `count` bars reach without holes, then everything if there were some.
     length_s = 31 * 86_400 if frame.is_calendar else frame.seconds
     reach_s = min(length_s * (count + 1), (newest - EARLIEST).total_seconds())

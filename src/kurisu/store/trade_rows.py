@@ -51,8 +51,8 @@ OPTIONAL: Final = {
 MOST_AHEAD: Final = timedelta(days=1)
 #: Longer ids do not fit a page of the key's index; real ones have up to 70 characters.
 MAX_ID_CHARS: Final = 255
-_SIDES: Final = pa.array(["buy", "sell"])
-_ROLES: Final = pa.array(["taker", "maker"])
+_SIDES: Final = ("buy", "sell")
+_ROLES: Final = ("taker", "maker")
 _INPUT: Final = pa.schema(
     [
         ("time", TIME),
@@ -303,8 +303,8 @@ def _mask(array: Any) -> Mask:
     return result
 
 
-def _none_of(column: pa.Array, known: pa.Array) -> Mask:
-    return ~_mask(pc.is_in(column, value_set=known)) & _mask(column.is_valid())
+def _none_of(column: pa.Array, known: Sequence[str]) -> Mask:
+    return ~_mask(pc.is_in(column, value_set=pa.array(known))) & _mask(column.is_valid())
 
 
 def _not_usable(trade_id: pa.Array) -> Mask:
