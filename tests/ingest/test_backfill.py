@@ -229,6 +229,14 @@ async def test_no_trades_of_one_market_and_an_outage_of_all(
     assert await known(store, "BTC/USDT") == [
         minutes(0, 500, "complete"), minutes(*down, "outage"), minutes(560, 2_500, "complete"),
     ]  # fmt: skip
+    # Nor is it forgotten when it is asked for in vain.
+    server.faults.add(Rule(Fault.STATUS, path="klines", status=503, times=10**6))
+    report = await backfill(store, opened, ["SHIB/USDT"], policy=QUICK)
+    assert [p.status for p in report.markets[0].problems] == ["failed"]
+    server.binance.listings["SHIBUSDT"].gone = True
+    report = await backfill(store, opened, ["SHIB/USDT"], policy=QUICK)
+    assert "does not list SHIB/USDT" in report.markets[0].problems[0].reason
+    assert minutes(*down, "outage") in await known(store, "SHIB/USDT")
 
 
 async def test_candles_that_are_late_for_all_markets_are_an_outage_until_they_come(

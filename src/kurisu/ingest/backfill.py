@@ -50,7 +50,7 @@ from kurisu.exchange.port import Exchange
 from kurisu.ingest.candle_writer import Fetched, MarketWriter
 from kurisu.ingest.outages import Witnesses
 from kurisu.ingest.problems import Problem, first_error, merged, problem_of
-from kurisu.store.coverage import Stretch, missing
+from kurisu.store.coverage import Stretch, missing, without
 from kurisu.store.markets import Market
 from kurisu.store.patience import patiently
 from kurisu.store.store import Store
@@ -147,12 +147,17 @@ class _Piece:
 
 @dataclass(slots=True)
 class _Plan:
-    """One market of a running backfill. open: pieces that are not done."""
+    """One market of a running backfill.
+
+    open: pieces that are not done. down: where no market of the exchange has a candle, as was found
+        out before.
+    """
 
     market: Market
     report: MarketBackfill
     writer: MarketWriter
     open: int = 0
+    down: list[Stretch] = field(default_factory=list)
     stopped: ExchangeError | None = None
     planned: bool = False
 
@@ -183,6 +188,8 @@ class Backfill:
         self._refetch = refetch
         self._watch = watch
         self._limit = exchange.venue.most_candles(timeframe.seconds * 1000)
+        #: Why a stretch is an outage that other markets bear witness to.
+        self._no_candles = f"no market of {exchange.name} has a candle there"
         self._failures = 0
         self._given_up: ExchangeError | None = None
         self._waiting: deque[_Plan] = deque()
@@ -325,6 +332,7 @@ class Backfill:
         since, until = report.since, report.until
         candles, market = self._store.candles, plan.market
         known = await patiently(lambda: candles.coverage(market, frame, since, until))
+        plan.down = [k for k in known if (k.status, k.reason) == ("outage", self._no_candles)]
         wanted = missing(known, since, until)
         plan.report.requested = sum(frame.count(*hole) for hole in wanted)
         if self._watch is not None:
@@ -455,13 +463,13 @@ class Backfill:
         if page.status is PageStatus.UNAVAILABLE:
             reason = f"{self._exchange.name} does not give it: {page.reason}"
             report.problems.append(Problem(page.since, page.until, "failed", reason))
-            known = [Stretch(page.since, page.until, "failed", SOURCE, reason)]
+            known = _failed(plan, page.since, page.until, "failed", reason)
             await plan.writer.put(
                 Fetched(page.since, page.until, page.table, known, page.exchange_time)
             )
             return
         down = await self._witnesses.outages(plan.market.symbol, page, traded_before=traded_before)
-        reason = f"no market of {self._exchange.name} has a candle there"
+        reason = self._no_candles
         known = [Stretch(*span, "outage", SOURCE, reason) for span in down]
         for since, until in page.holes:
             # A row that is out of line with its timeframe leaves a hole that is, too.
@@ -483,7 +491,7 @@ class Backfill:
         """State that a stretch was asked for in vain."""
         problem = problem_of(since, until, error)
         plan.report.problems.append(problem)
-        known = [Stretch(since, until, problem.status, SOURCE, problem.reason)]
+        known = _failed(plan, since, until, problem.status, problem.reason)
         plan.writer.put_nowait(Fetched(since, until, candle_table([]), known, None))
 
     def _close(self, plan: _Plan) -> None:
@@ -516,6 +524,14 @@ class Backfill:
             if one.status in ("missing", "young"):
                 report.bars[one.status] += self._frame.count(one.since, one.until)
         report.problems = merged(report.problems)
+
+
+def _failed(
+    plan: _Plan, since: datetime, until: datetime, status: str, reason: str
+) -> list[Stretch]:
+    """What to state of a stretch that was asked for in vain: why a hole in it is one stays known
+    where that has been found out."""
+    return without([Stretch(since, until, status, SOURCE, reason)], plan.down)
 
 
 def _earlier(frame: Timeframe, at: datetime, bars: int) -> datetime:
