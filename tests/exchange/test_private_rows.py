@@ -291,6 +291,20 @@ def test_a_fill_of_kraken_s_futures_has_its_amount_and_no_made_up_fee(
     assert (found.amount, found.price, found.fees) == (Decimal(5000), Decimal("10937.5"), fees)
 
 
+@pytest.mark.parametrize(
+    ("said", "wanted"), [("", "SHIB"), ("SHIB", "SHIB"), ("USDT", "USDT"), ("MNT", "MNT")]
+)
+def test_a_fee_of_bybit_is_in_the_asset_that_it_says(said: str, wanted: str) -> None:
+    """CCXT goes by side and sign alone."""
+    market = market_of("SHIB/USDT", "SHIBUSDT")
+    trade = {"symbol": "SHIBUSDT", "orderId": "7", "execId": "9", "side": "Buy", "execPrice": "2.5",
+             "execQty": "4", "execValue": "10", "execTime": str(MS), "execType": "Trade",
+             "execFee": "0.004", "feeCurrency": said, "isMaker": False}  # fmt: skip
+    (found,), unreadable = read_executions([parsed("bybit", "trade", market, trade)])
+    assert unreadable == ()
+    assert found.fees == (Fee(wanted, Decimal("0.004")),)
+
+
 def test_amounts_of_deribit_are_no_contracts() -> None:
     """200 USD, of a contract on 10: twenty of them, and CCXT says 200."""
     market = market_of("BTC/USD:BTC", "BTC-PERPETUAL", contractSize="10")

@@ -85,6 +85,13 @@ def _as_booked(row: Mapping[str, Any]) -> Mapping[str, Any]:
         # the tariff, whatever was paid.
         fee = {"cost": info.get("fee_paid"), "currency": info.get("fee_currency")}
         return {**row, "amount": info.get("size"), "fee": fee, "fees": []}
+    if info.get("feeCurrency") and "execFee" in info:
+        # Bybit's. CCXT tells the fee's asset from side and sign, whatever it was paid in.
+        return {
+            **row,
+            "fee": {**(row.get("fee") or {}), "currency": info["feeCurrency"]},
+            "fees": [],
+        }
     return _sized_in_base(row, info)
 
 
