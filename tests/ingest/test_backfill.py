@@ -233,6 +233,7 @@ async def test_no_trades_of_one_market_and_an_outage_of_all(
     server.faults.add(Rule(Fault.STATUS, path="klines", status=503, times=10**6))
     report = await backfill(store, opened, ["SHIB/USDT"], policy=QUICK)
     assert [p.status for p in report.markets[0].problems] == ["failed"]
+    server.faults.clear()
     server.binance.listings["SHIBUSDT"].gone = True
     report = await backfill(store, opened, ["SHIB/USDT"], policy=QUICK)
     assert "does not list SHIB/USDT" in report.markets[0].problems[0].reason
