@@ -234,7 +234,8 @@ async def test_no_trades_of_one_market_and_an_outage_of_all(
     report = await backfill(store, opened, ["SHIB/USDT"], policy=QUICK)
     assert [p.status for p in report.markets[0].problems] == ["failed"]
     server.faults.clear()
-    server.binance.listings["SHIBUSDT"].gone = True
+    shib = server.binance.listings["SHIBUSDT"]
+    shib.delisted_ms, shib.gone = NOW_MS, True
     report = await backfill(store, opened, ["SHIB/USDT"], policy=QUICK)
     assert "does not list SHIB/USDT" in report.markets[0].problems[0].reason
     assert minutes(*down, "outage") in await known(store, "SHIB/USDT")
