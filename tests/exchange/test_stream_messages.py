@@ -187,8 +187,10 @@ def list_market(exchange: CcxtExchange, name: str) -> None:
     exchange._loaded = True
 
 
-async def received(venue: str, name: str, message: str, kind: str, url: str) -> Batch[Any]:
-    """What a stream of the venue yields when the message comes."""
+async def received(
+    venue: str, name: str, messages: str | list[bytes], kind: str, url: str
+) -> Batch[Any]:
+    """What a stream of the venue yields when the messages come."""
     settings = ExchangeSettings(venue, options={"timeout_on_exit": 0})
     async with open_exchange(settings, streams=True) as exchange:
         list_market(exchange, name)
@@ -211,7 +213,8 @@ async def received(venue: str, name: str, message: str, kind: str, url: str) -> 
             first = asyncio.create_task(anext(batches))
             for _ in range(5):
                 await asyncio.sleep(0)
-            connection.handle_text_or_binary_message(message)
+            for message in [messages] if isinstance(messages, str) else messages:
+                connection.handle_text_or_binary_message(message)
             found: Batch[Any] = await first
         client.clients.clear()
         return found
@@ -379,3 +382,22 @@ def test_what_is_refused_again_and_again_is_asked_for_less_and_less_often(
         wires.refused(Connection(), ExchangeError("okx", "no such market"))
         clock[0] += 10
     assert lost == [0, 10, 20, 100, 260, 580, 1220, 2500]
+
+
+async def test_a_message_of_mexc_that_is_said_again_is_heard_once() -> None:
+    """Its trades have no ids; two that are alike are two."""
+    from ccxt.protobuf.mexc import PushDataV3ApiWrapper_pb2
+
+    push = PushDataV3ApiWrapper_pb2.PushDataV3ApiWrapper()
+    push.channel, push.symbol = "spot@public.aggre.deals.v3.api.pb@100ms@BTCUSDT", "BTCUSDT"
+    for _ in range(2):
+        deal = push.publicAggreDeals.deals.add()
+        deal.price, deal.quantity, deal.time, deal.tradeType = "93220.00", "0.04438243", 17, 2
+    row = TradeRow(17, None, "sell", "93220.00", "0.04438243")
+    push.sendTime = 100
+    first = push.SerializeToString()
+    push.sendTime = 200
+    batch = await received(
+        "mexc", "BTCUSDT", [first, first, push.SerializeToString()], "trades", "ws://127.0.0.1/ws"
+    )
+    assert batch.rows == [(PAIR, row)] * 4

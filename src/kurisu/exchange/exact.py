@@ -9,6 +9,7 @@ classes are subclasses.
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -73,6 +74,8 @@ class BrokenAnswer(Exception):  # becomes kurisu.errors.BadAnswer at the boundar
 _COUNTED: Final = frozenset({"binance", "binanceusdm", "binancecoinm", "bitget", "bybit", "okx"})
 #: Where the volume stands in a candle of CCXT's, and the count in one of theirs.
 _VOLUME: Final = 5
+#: Binary messages of a connection that are remembered.
+HEARD_MESSAGES: Final = 100
 #: Body text that is kept for an error message.
 BODY_CHARACTERS: Final = 200
 _FIRST_ERROR_STATUS: Final = 400
@@ -476,6 +479,12 @@ def _hand_on(exchange: Any, client: Any, data: str | bytes) -> None:
     listener: Listener | None = exchange.kurisu_listener
     if listener is not None and listener.takes(client, text):
         return
+    if isinstance(text, bytes) and exchange.id == "mexc":
+        # Its trades have no ids; when it was sent is part of a message.
+        heard = client.__dict__.setdefault("kurisu_heard", deque(maxlen=HEARD_MESSAGES))
+        if text in heard:
+            return
+        heard.append(text)
     try:
         message = decode(text) if text[:1] in ("{", "[", b"{", b"[") else text
     except ValueError:

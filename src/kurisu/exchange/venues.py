@@ -60,7 +60,7 @@ class Venue:
         without rows is the end or a fault, and never a quiet hour.
     trade_id_space: what the default endpoint gives.
     trade_ids_gapless: consecutive ids, so that a jump means lost rows.
-    trade_ids_dense: a jump is so rare that REST is asked what was there.
+    trade_ids_dense: nearly consecutive ids: where a stream jumps REST is asked what was there.
     trade_parts: the field of a stream's trade that says how many trades of REST it is; None where
         it is one.
     stream_markets: markets of one WebSocket connection, where the venue allows few; None where
@@ -159,6 +159,8 @@ VENUES: Final[dict[str, Venue]] = {
         candles_oldest_first=True,
         trade_paging=TradePaging.CURSOR,
         trade_limit=1_000,
+        # "The trade identifier is a sequence number, unique per book."
+        trade_ids_dense=True,
         # A heartbeat about every second, if nothing else is sent.
         stream_silence_s=10.0,
     ),
@@ -202,6 +204,7 @@ VENUES: Final[dict[str, Venue]] = {
         candle_limit=300,
         trade_limit=1_000,
         trade_time_unit_ms=1_000,
+        trade_ids_dense=True,
         # "Most channels close within 60-90 seconds if no updates are sent."
         stream_heartbeats="heartbeats",
         stream_silence_s=10.0,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kurisu.domain.market import MarketName
 from kurisu.domain.trade import IdSpace
 from kurisu.exchange.port import TradeRow
-from kurisu.ingest.live.trades import HOLD_S, TradeFollower
+from kurisu.ingest.live.trades import HOLD_S, UNORDERED_MS, TradeFollower
 from kurisu.store.markets import Market
 
 START_MS = 1_000_000
@@ -21,11 +22,15 @@ class World:
     stored: numbers of the trades that were given to be stored, and were committed.
     """
 
-    def __init__(self, times: list[int], space: IdSpace, *, gapless: bool) -> None:
+    def __init__(self, times: list[int], kind: str) -> None:
+        space = {"gapless": IdSpace.AGGREGATE, "derived": IdSpace.DERIVED}.get(kind, IdSpace.RAW)
         self.times = times
-        self.derived = space is IdSpace.DERIVED
-        self.follower = TradeFollower(MARKET, space, gapless, START_MS, space)
-        self.gapless = gapless
+        self.derived = kind == "derived"
+        gapless, dense = kind == "gapless", kind == "dense"
+        self.follower = TradeFollower(MARKET, space, gapless, START_MS, space, dense=dense)
+        # So many that no number of jumps speaks against them.
+        self.follower._seen = 1_000_000
+        self.tells_losses = gapless or dense
         self.at = 0
         self.now_s = 100.0
         self.stored: set[int] = set()
@@ -55,7 +60,7 @@ class World:
             self.now_s += 0.01
             if self.is_connected and rows:
                 self.ready(self.follower.receive(rows, self.now_s))
-        elif what == "lose" and self.gapless:
+        elif what == "lose" and self.tells_losses:
             # A stream that leaves something out without a word: only ids can tell.
             self.at = min(self.at + count, len(self.times))
         elif what == "cut":
@@ -121,12 +126,11 @@ MOVES = st.lists(
     kind="derived",
 )
 @settings(max_examples=300)
-@given(times=TIMES, moves=MOVES, kind=st.sampled_from(["gapless", "raw", "derived"]))
+@given(times=TIMES, moves=MOVES, kind=st.sampled_from(["gapless", "dense", "raw", "derived"]))
 def test_what_counts_as_whole_is_stored(
     times: list[int], moves: list[tuple[str, int]], kind: str
 ) -> None:
-    space = {"gapless": IdSpace.AGGREGATE, "raw": IdSpace.RAW, "derived": IdSpace.DERIVED}[kind]
-    world = World(times, space, gapless=kind == "gapless")
+    world = World(times, kind)
     for move in moves:
         world.step(move)
         world.check()
@@ -165,6 +169,25 @@ def test_a_jump_in_the_ids_is_asked_for_and_claims_go_on_behind_it() -> None:
     assert follower.claims == [(START_MS + 41, START_MS + 70)]
 
 
+def test_ids_that_are_nearly_consecutive_are_followed_until_they_jump_too_often() -> None:
+    follower = TradeFollower(MARKET, IdSpace.RAW, False, START_MS, dense=True)
+    rows = [TradeRow(START_MS + 10 * n, str(n), "buy", "1", "1") for n in range(2_000)]
+    assert follower.receive(rows[:600], 1.0) == rows[:600]
+    follower.has_read(START_MS + 1)
+    follower.has_stored(follower.run, rows[599].time_ms)
+    # 600 is left out, and comes late: it is stored, and REST is asked anyway.
+    assert follower.receive([rows[601], rows[600]], 2.0) == [rows[601], rows[600]]
+    assert follower.missing == (rows[599].time_ms - UNORDERED_MS, rows[601].time_ms + 1)
+    # Ids of another kind: a jump says nothing.
+    run = follower.run
+    follower.receive(rows[602::20], 3.0)
+    assert run < follower.run < run + 20
+    assert not follower.dense
+    run = follower.run
+    follower.receive([TradeRow(rows[-1].time_ms, "ab", "buy", "1", "1"), rows[5]], 4.0)
+    assert (follower.run, follower.newest) == (run, rows[-1].time_ms)
+
+
 def test_what_a_stream_shows_as_one_trade_is_asked_for_and_not_stored() -> None:
     """OKX: what an order filled at a price is one message, which REST has apart."""
     follower = TradeFollower(MARKET, IdSpace.RAW, False, START_MS)
@@ -195,6 +218,21 @@ def test_a_repeated_message_is_told_by_its_id_where_ids_are_derived() -> None:
     later = rows[2]._replace(time_ms=START_MS + 90)
     assert follower.receive([rows[1], later], 2.0) == []
     assert follower.receive([rows[0]._replace(time_ms=START_MS + 99)], 2.0) == [later]
+
+
+@pytest.mark.parametrize("trade_id", [None, "2"])
+def test_a_late_trade_without_an_id_of_its_own_is_left_to_rest(trade_id: str | None) -> None:
+    """One like it may be stored already, and would be taken for it."""
+    follower = TradeFollower(MARKET, IdSpace.DERIVED, False, START_MS, IdSpace.DERIVED)
+    rows = [TradeRow(START_MS + 10 * n, trade_id and f"9{n}", "buy", "1", "1") for n in range(5)]
+    assert follower.receive(rows[:3], 1.0) == [rows[1]]
+    follower.has_read(START_MS + 1)
+    assert follower.joined
+    twin = rows[1]._replace(trade_id=trade_id)
+    assert follower.receive([twin, rows[3]], 2.0) == []
+    assert follower.missing == (START_MS + 1, START_MS + 31)
+    assert follower.receive([rows[4]], 3.0) == []
+    assert follower.release(4.5) == [rows[4]]
 
 
 def test_a_millisecond_with_a_trade_that_cannot_be_stored_is_not_claimed() -> None:

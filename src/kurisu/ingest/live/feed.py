@@ -135,10 +135,11 @@ class Feed:
                     [(market, now - _MS, now)], status=MARK, source=SOURCE, reason="begun here"
                 )
                 at = now - _MS
-            consecutive = venue.trade_ids_gapless or venue.trade_ids_dense
+            has_ids = space is not IdSpace.DERIVED
             follower = TradeFollower(
-                market, usual, consecutive and space is not IdSpace.DERIVED, to_ms(at), space
-            )
+                market, usual, venue.trade_ids_gapless and has_ids, to_ms(at), space,
+                dense=venue.trade_ids_dense and has_ids,
+            )  # fmt: skip
             self._refiller.follow(follower)
             self._add("trades", market, follower)
 

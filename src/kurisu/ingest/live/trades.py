@@ -23,6 +23,9 @@ UNORDERED_MS: Final = 1_000
 #: A millisecond whose trades are told apart by their number in it is whole so long after the last
 #: of them came.
 HOLD_S: Final = 1.0
+#: More jumps than so many, and than one of so many rows, and nearly consecutive ids are not.
+MOST_JUMPS: Final = 10
+SEEN: Final = 50
 #: The mean of pauses is about so many.
 MEAN_OF: Final = 32
 #: Ids of a stream that are remembered, where they are not those of the market.
@@ -33,8 +36,9 @@ HEARD_IDS: Final = 10_000
 class TradeFollower:
     """Follows one market.
 
-    gapless: ids are consecutive, or a jump is worth a look. usual_space: of the exchange's
-        ids. space: of this market's; None until its first trades tell.
+    gapless: ids are consecutive. dense: nearly, as far as is known; no more once they jump too
+        often. usual_space: of the exchange's ids. space: of this market's; None until its first
+        trades tell.
     whole_until: everything before it is stored, from where the market was begun on.
     first, first_id: time and id of the first trade of this run; None before it. joined: REST has
         been read beyond it. run: counts the runs. stored: newest time of this run that is stored.
@@ -49,6 +53,7 @@ class TradeFollower:
     gapless: bool
     whole_until: int
     space: IdSpace | None = None
+    dense: bool = False
     first: int | None = None
     first_id: str | None = None
     joined: bool = False
@@ -61,9 +66,12 @@ class TradeFollower:
     connected_s: float | None = None
     claims: list[tuple[int, int]] = field(default_factory=list)
     _last_id: int | None = None
+    _seen: int = 0
+    _jumps: int = 0
     _pauses: int = 0
     _mean_s: float = 0.0
     _held: list[TradeRow] = field(default_factory=list)
+    _released: int = 0
     _heard_ids: dict[str, None] = field(default_factory=dict)
     _rejected: set[int] = field(default_factory=set)
 
@@ -92,6 +100,7 @@ class TradeFollower:
         self.first = self.first_id = self.stored = self.newest = self._last_id = None
         self.joined = self.is_apart = False
         self._held = []
+        self._released = 0
         self._heard_ids.clear()
 
     def receive(self, rows: Sequence[TradeRow], now_s: float) -> list[TradeRow]:
@@ -103,7 +112,9 @@ class TradeFollower:
         if self.space is None:
             has_ids = all(row.trade_id is not None for row in rows)
             self.space = self.usual_space if has_ids else IdSpace.DERIVED
-        if self.gapless:
+        if self.dense and not all((row.trade_id or "").isdecimal() for row in rows):
+            self.dense = False
+        if self.gapless or self.dense:
             return self._consecutive(rows)
         ready = [row for row in rows if row.parts == 1]
         if len(ready) < len(rows):
@@ -117,7 +128,16 @@ class TradeFollower:
         self.newest = max(self.newest or 0, *(row.time_ms for row in rows))
         if self.space is not IdSpace.DERIVED:
             return ready
-        return self._hold([*self._held, *self._unheard(ready)], self.newest)
+        fresh = self._unheard(ready)
+        if any((self.first or 0) < row.time_ms < self._released for row in fresh):
+            # Of a millisecond that was handed on: how many are alike there, and whether it is
+            # merely said again, only REST knows.
+            newest = self.newest
+            self._break()
+            self._begin(newest, None)
+            self.newest = newest
+            return []
+        return self._hold([*self._held, *fresh], self.newest)
 
     def _note(self, now_s: float) -> None:
         """Something came."""
@@ -148,9 +168,10 @@ class TradeFollower:
         return self._hold(self._held, (self.newest or 0) + 1)
 
     def _hold(self, rows: Sequence[TradeRow], until: int) -> list[TradeRow]:
-        """Hold back the newest millisecond. The first of the run, and what is late, is left to
-        REST: it may have begun before the stream did."""
+        """Hold back the newest millisecond. The first of the run is left to REST: it may have begun
+        before the stream did."""
         self._held = [row for row in rows if row.time_ms >= until]
+        self._released = until
         return [row for row in rows if (self.first or 0) < row.time_ms < until]
 
     def _consecutive(self, rows: Sequence[TradeRow]) -> list[TradeRow]:
@@ -158,15 +179,27 @@ class TradeFollower:
         for row in rows:
             at = int(row.trade_id or 0)
             if self._last_id is not None and at <= self._last_id:
+                if not self.gapless:
+                    # Late, or repeated: the store knows.
+                    found.append(row)
                 continue
             if self._last_id is not None and at != self._last_id + 1:
-                self._break()
+                self._jumped()
             if self.first is None:
                 self._begin(row.time_ms, row.trade_id)
             self._last_id = at
-            self.newest = row.time_ms
+            self.newest = max(self.newest or 0, row.time_ms)
             found.append(row)
+        self._seen += len(rows)
         return found
+
+    def _jumped(self) -> None:
+        """Rows were lost on the way, or ids are not what they seemed."""
+        self._jumps += 1
+        if not self.gapless and self._jumps > MOST_JUMPS and self._jumps * SEEN > self._seen:
+            self.dense = False
+        else:
+            self._break()
 
     def _begin(self, at: int, trade_id: str | None) -> None:
         """A run begins; perhaps, with older trades first, before what is whole."""
