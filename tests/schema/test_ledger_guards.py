@@ -345,7 +345,31 @@ CREATE TRIGGER z AFTER INSERT ON notes FOR EACH ROW EXECUTE FUNCTION pg_temp.kur
 """
 
 
+#: How servers of several languages name the functions of a context.
+CONTEXTS: Final = (
+    "PL/pgSQL function {} line 9 at SQL statement",
+    "PL/pgSQL-Funktion {} Zeile 9 bei SQL-Anweisung",
+    "fonction PL/pgSQL {}, ligne 9, à instruction SQL",
+    "在SQL语句的第9行的PL/pgSQL函数{}",
+    "SQLステートメントのPL/pgSQL関数{}の9行目",
+)
+
+
 class TestFromElsewhere:
+    @pytest.mark.parametrize("language", CONTEXTS)
+    async def test_callers_are_known_in_any_language(self, psql: Connection, language: str) -> None:
+        own = language.format("kurisu_only_its_own()")
+        for name, found in {
+            "kurisu_follow": "kurisu_follow",
+            "pg_temp.kurisu_follow": "pg_temp.kurisu_follow",
+            '"my kurisu_follow"': 'kurisu_follow"',
+            "my_kurisu_follow": "my_kurisu_follow",
+        }.items():
+            context = f'{own}\nSQL statement "UPDATE orders"\n' + language.format(
+                name + "(bigint[])"
+            )
+            assert await psql.fetchval("SELECT kurisu_caller($1)", context) == found
+
     @pytest.mark.parametrize(
         "statement",
         [
@@ -394,8 +418,8 @@ class TestFromElsewhere:
             "AND NOT coalesce(array_to_string(proconfig, ' ') ~ 'search_path=.*pg_temp', FALSE)"
         )
         assert {row["proname"] for row in found} == {
-            "kurisu_are_fees", "kurisu_append_only", "kurisu_guard_orders", "kurisu_keep_id",
-            "kurisu_time_is_given",
+            "kurisu_are_fees", "kurisu_append_only", "kurisu_caller", "kurisu_guard_orders",
+            "kurisu_keep_id", "kurisu_time_is_given",
         }  # fmt: skip
 
     @pytest.mark.parametrize("table", ["orders", "accounts"])

@@ -66,6 +66,14 @@ _SAME_ID_BEFORE = "AND coalesce(o.exchange_order_id = c.exchange_order_id, TRUE)
 _SAME_ID = "AND (c.exchange_order_id IS NULL OR o.exchange_order_id = c.exchange_order_id)"
 
 UPGRADE = """
+CREATE FUNCTION kurisu_caller(context text) RETURNS text LANGUAGE sql IMMUTABLE AS $$
+-- Of PG_CONTEXT the function that called the one whose line is the first, as "PL/pgSQL function
+-- kurisu_follow(bigint[], ...) line 9 at SQL statement" names it; one that is not found by its bare
+-- name has its schema's name or quotes about it. The words around are in the server's language,
+-- with no space in some.
+SELECT substring(split_part(split_part(substr(context, strpos(context, E'\n')), 'PL/pgSQL', 2),
+                            '(', 1) FROM '[."_abcdefghijklmnopqrstuvwxyz0123456789]*$')
+$$;
 CREATE FUNCTION kurisu_only_its_own() RETURNS trigger LANGUAGE plpgsql AS $$
 -- Inside of triggers, orders and executions are changed by those of the ledger alone, which know
 -- what they do: the guards of a row do not fire there. TG_ARGV: their names.
@@ -73,11 +81,7 @@ DECLARE
     context text;
 BEGIN
     GET DIAGNOSTICS context = PG_CONTEXT;
-    -- The first line is this function's; the next that names one is its caller's, e.g. "PL/pgSQL
-    -- function kurisu_follow(bigint[], ...) line 9 at SQL statement". One of another schema has
-    -- the schema's name before it.
-    context := split_part(substr(context, strpos(context, E'\n')), 'PL/pgSQL', 2);
-    IF split_part(context, '(', 1) !~ ('[^."[:alnum:]_](' || TG_ARGV[0] || ')$') THEN
+    IF (kurisu_caller(context) = ANY (TG_ARGV)) IS NOT TRUE THEN
         RAISE EXCEPTION '% of % inside of a trigger is refused: it is a statement of its own, or '
             'follows from a row of executions or of corrections', TG_OP, TG_TABLE_NAME
             USING ERRCODE = 'restrict_violation';
@@ -86,7 +90,7 @@ BEGIN
 END $$;
 CREATE TRIGGER kurisu_0_only_its_own BEFORE UPDATE ON orders
     FOR EACH STATEMENT WHEN (pg_trigger_depth() > 0) EXECUTE FUNCTION
-    kurisu_only_its_own('kurisu_new_executions|kurisu_follow|kurisu_correct_order');
+    kurisu_only_its_own('kurisu_new_executions', 'kurisu_follow', 'kurisu_correct_order');
 CREATE TRIGGER kurisu_0_only_its_own BEFORE UPDATE ON executions
     FOR EACH STATEMENT WHEN (pg_trigger_depth() > 0) EXECUTE FUNCTION
     kurisu_only_its_own('kurisu_correct_execution');
@@ -109,15 +113,16 @@ DROP FUNCTION kurisu_keep_id();
 DROP TRIGGER kurisu_0_only_its_own ON executions;
 DROP TRIGGER kurisu_0_only_its_own ON orders;
 DROP FUNCTION kurisu_only_its_own();
+DROP FUNCTION kurisu_caller(text);
 """
 
-# Every function of Kurisu's that looks at tables.
+# Every function of Kurisu's that looks at tables. What has a setting of its own is not inlined.
 FUNCTIONS = """
 SELECT p.oid::regprocedure::text
   FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
  WHERE n.nspname = current_schema() AND p.proname LIKE 'kurisu\\_%'
-   AND p.proname NOT IN ('kurisu_are_fees', 'kurisu_append_only', 'kurisu_guard_orders',
-                         'kurisu_keep_id', 'kurisu_time_is_given')
+   AND p.proname NOT IN ('kurisu_append_only', 'kurisu_are_fees', 'kurisu_caller',
+                         'kurisu_guard_orders', 'kurisu_keep_id', 'kurisu_time_is_given')
  ORDER BY 1
 """
 
