@@ -178,6 +178,49 @@ def test_a_market_order_of_coinbase_by_its_cost() -> None:
     assert found.update.created_at == datetime(2026, 1, 1, 0, 0, 0, 123_000, UTC)
 
 
+@pytest.mark.parametrize(("left", "total"), [("0.006", "13.594"), ("0", "13.6")])
+def test_a_market_buy_of_gate_is_as_large_as_what_was_filled(left: str, total: str) -> None:
+    """CCXT divides by the average, which is rounded: the fill would be more than the order."""
+    market = market_of("AXS/USDT", "AXS_USDT")
+    answer = {"id": "1", "text": "t-1", "create_time_ms": MS, "update_time_ms": MS + 1,
+              "status": "closed", "currency_pair": "AXS_USDT", "type": "market", "side": "buy",
+              "account": "spot", "amount": "13.6", "price": "0", "time_in_force": "fok",
+              "left": left, "filled_amount": "10.000003", "fill_price": total,
+              "filled_total": total, "avg_deal_price": "1.36", "fee": "0.01",
+              "fee_currency": "AXS", "finish_as": "filled"}  # fmt: skip
+    found = order_of("gate", market, answer)
+    order = adopted(
+        found, Account(1, "gate", "main"), Market(1, MarketName.of("x", "AXS/USDT"), active=True)
+    )
+    assert (order.type, order.amount) == (OrderType.MARKET, Decimal("10.000003"))
+    assert found.update.filled == order.amount
+
+
+@pytest.mark.parametrize(
+    ("cost", "price", "base"),
+    [
+        ("9.99998", "0.10000", "99.9998"), ("9.99998", "0.10000", "100.00479"),
+        ("10.0", "60000.1", "0.00016666638889"), ("0.99", "0.00001", "99000"),
+    ],
+)  # fmt: skip
+def test_an_order_of_kraken_by_its_cost(cost: str, price: str, base: str) -> None:
+    """Its volumes are in quote units: ten dollars are no ten coins, and a hundred of them fit."""
+    description = {"pair": "XBTUSD", "type": "buy", "ordertype": "market", "price": "0",
+                   "price2": "0", "leverage": "none", "order": "", "close": ""}  # fmt: skip
+    answer = {**KRAKEN_ORDER, "descr": description, "vol": "10.00000000", "vol_exec": "10.00000000",
+              "status": "closed", "oflags": "fciq,viqc", "cost": cost, "price": price}  # fmt: skip
+    found = order_of("kraken", KRAKEN, answer)
+    amount = found.update.amount
+    assert found.type is OrderType.MARKET
+    assert found.update.filled is None
+    assert amount is not None
+    assert Decimal(base) <= amount <= Decimal(base) * Decimal("2.1")
+    # None of it was filled.
+    canceled = {**answer, "status": "canceled", "vol_exec": "0", "cost": "0", "price": "0"}
+    found = order_of("kraken", KRAKEN, canceled)
+    assert (found.update.amount, found.update.filled) == (None, Decimal(0))
+
+
 def test_a_fill_of_coinbase_that_is_told_in_quote_units() -> None:
     """The amount is what its order counts, 16 digits, and the price is Coinbase's."""
     answer = {

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime
-from decimal import ROUND_HALF_EVEN, Context, Decimal
+from decimal import ROUND_CEILING, ROUND_HALF_EVEN, Context, Decimal
 from typing import Any, Final, TypeVar
 
 from kurisu.domain.balance import Entry, EntryKind
@@ -27,6 +27,9 @@ _LIMITS: Final = frozenset({"limit", "limit_maker", "post_only"})
 #: Digits of an amount that Coinbase books where an order was placed by its cost.
 _COINBASE_SCALE: Final = 16
 _DIVISION: Final = Context(prec=EXACT.prec, rounding=ROUND_HALF_EVEN)
+#: Kraken's volumes have eight digits, and some ten.
+_KRAKEN_STEP: Final = Decimal("1e-10")
+_UP: Final = Context(prec=EXACT.prec, rounding=ROUND_CEILING)
 #: Of a fill that has none.
 _NO_ID: Final = "?"
 #: Under which venues name an order's type, in small letters and without underscores.
@@ -50,8 +53,41 @@ def read_order(row: Any, received_at: datetime | None) -> ReportedOrder:
         # One that cannot be read is reported where it is listed, and costs no order here.
         with contextlib.suppress(LedgerRuleBroken):
             executions.append(Execution.from_ccxt(said))
+    row = _measured(row)
     update = OrderUpdate.from_ccxt(row, received_at=received_at)
     return ReportedOrder(update, _order_type(row, update), tuple(executions))
+
+
+def _measured(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """An order that was placed by its cost, with what is known of its amount: too little of it, and
+    its own fills would not fit."""
+    info = row.get("info")
+    if not isinstance(info, Mapping):
+        return row
+    if "filled_amount" in info and (info.get("type"), info.get("side")) == ("market", "buy"):
+        # Gate's. CCXT divides costs by an average that has been rounded.
+        filled = info["filled_amount"]
+        return {**row, "amount": None, "remaining": None, "filled": filled}
+    if "viqc" in str(info.get("oflags") or "").split(","):
+        # Kraken's, whose volumes are then in quote units, and to CCXT in base units.
+        cost, price = (parse_decimal(str(info.get(name))) for name in ("cost", "price"))
+        none = {"amount": None, "remaining": None, "filled": None}
+        if not cost or not price or number_fault(cost) or number_fault(price):
+            return {**row, **none, "filled": "0" if cost == 0 else None}
+        return {**row, **none, "amount": _at_most(cost, price)}
+    return row
+
+
+def _at_most(cost: Decimal, price: Decimal) -> Decimal:
+    """The largest amount that has this cost at this price, both of which may be a digit off."""
+    most = EXACT.add(cost, _last_digit(cost))
+    least = EXACT.subtract(price, _last_digit(price))
+    return _UP.quantize(_UP.divide(most, max(least, _UP.divide(price, Decimal(2)))), _KRAKEN_STEP)
+
+
+def _last_digit(number: Decimal) -> Decimal:
+    """What one in the last digit is worth."""
+    return Decimal(1).scaleb(number.adjusted() + 1 - len(number.as_tuple().digits))
 
 
 def read_executions(
