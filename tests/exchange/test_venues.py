@@ -199,11 +199,11 @@ def phemex(path: str, query: Query) -> Any:
 
 
 def binancecoinm(path: str, query: Query) -> Any:
-    """The newest of a window of 200 days; contracts before base units."""
+    """The newest of a window of 200 days; contracts, which are what is stored, before base units."""
     since, until = int(query["startTime"]), int(query["endTime"])
     assert until - since <= 200 * 86_400_000
     return [
-        [b.open_ms, *map(str, b[1:5]), "1", b.open_ms + 1, str(b.volume)]
+        [b.open_ms, *map(str, b[1:6]), b.open_ms + 1, "1"]
         for b in rows(query["interval"], since, until, int(query["limit"]), newest=True)
     ]
 
