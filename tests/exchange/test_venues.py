@@ -199,7 +199,7 @@ def phemex(path: str, query: Query) -> Any:
 
 
 def binancecoinm(path: str, query: Query) -> Any:
-    """The newest of a window of 200 days; contracts, which are what is stored, before base units."""
+    """The newest of a window of 200 days; contracts, which are stored, before base units."""
     since, until = int(query["startTime"]), int(query["endTime"])
     assert until - since <= 200 * 86_400_000
     return [
