@@ -123,6 +123,9 @@ def test_entries_are_booked_once(run: Any, kurisu_program: Program) -> None:
     refused = enter("opening", "5", "USDT", "--reference", "o1", code=1).err
     assert "entry_reference_names_one_entry" in refused
     assert "is not a number" in enter("deposit", "much", "USDT", code=2).err
+    # What is booked stays: neither of these is meant.
+    assert "is in the future" in enter("fee", "1", "USDT", "--at", "2090-01-01", code=2).err
+    assert "binance knows no usdt; USDT it does" in enter("fee", "1", "usdt", code=2).err
     assert "KIND 'gift' is not one of opening" in enter("gift", "1", "USDT", code=2).err
 
 

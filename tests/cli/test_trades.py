@@ -87,7 +87,7 @@ def test_an_export_is_imported_again_as_it_was(
     kurisu_program: Program, market: str, tmp_path: Path, ending: str
 ) -> None:
     path = tmp_path / f"x.{ending}"
-    assert "4 trades in" in kurisu_program("trades", "export", market, "-o", path).out
+    assert "4 trades with raw ids in" in kurisu_program("trades", "export", market, "-o", path).out
     other = f"binance:T{next(_names)}/USDT"
     done = ("trades", "import", path, "--market", other, "--id-space", "raw", "--json")
     assert kurisu_program(*done).json["inserted"] == 4

@@ -293,7 +293,7 @@ class TestRevisions:
     async def test_an_empty_one(self, store: Store) -> None:
         async with transaction(store.database) as connection:
             await connection.execute(text("DELETE FROM alembic_version"))
-        await self.refused(store, r"at revision none and this program needs \d+. Run `kurisu db")
+        await self.refused(store, r"has no tables of Kurisu yet. Run `kurisu db upgrade`")
 
     async def test_an_older_one(self, store: Store) -> None:
         async with transaction(store.database) as connection:

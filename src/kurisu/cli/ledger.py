@@ -500,16 +500,37 @@ async def enter(
         raise InvalidArgument(f"KIND {kind!r} is not one of {', '.join(EntryKind)}")
     if kind in ("withdrawal", "fee") and number > 0:
         number = number.copy_negate()
-    time = parse_time(at, "--at") or datetime.now(UTC)
+    now = datetime.now(UTC)
+    time = parse_time(at, "--at") or now
+    if time > now:
+        raise InvalidArgument(f"--at {at} is in the future; an entry says what has happened")
     entry = Entry(EntryKind(kind), asset, number, time, reference, note)
     async with session.open() as store:
         found = await store.accounts.find(account)
+        await _check_spelling(store, found, asset)
         new = await store.ledger.enter(found, [entry])
     session.result(
         {"account": str(found), "new": bool(new), "kind": entry.kind, "amount": entry.amount,
          "asset": asset, "time": time},
         "booked" if new else f"{safe(reference or '')} is there already",
     )  # fmt: skip
+
+
+async def _check_spelling(store: Store, account: Account, asset: str) -> None:
+    """Raises InvalidArgument for `usdt` where markets know USDT, and the account no usdt: an entry
+    is never changed."""
+    capitals = asset.upper()
+    if capitals == asset or any(
+        row.balance.asset == asset for row in await store.ledger.balances(account)
+    ):
+        return
+    listed = [
+        await store.markets.list(account.exchange, base=name)
+        or await store.markets.list(account.exchange, quote=name)
+        for name in (asset, capitals)
+    ]
+    if listed[1] and not listed[0]:
+        raise InvalidArgument(f"{account.exchange} knows no {asset}; {capitals} it does")
 
 
 @command(app, "entries")

@@ -106,6 +106,7 @@ async def export(
         write = stack.enter_context(trade_export.writer(kind, sink, float64=float64))
         async with session.open() as store:
             found = await find_market(store, wanted)
+            space = await store.trades.id_space(found)
             with session.working(f"writing trades of {found}"):
                 # Closed at once when nobody reads any more, and not when it is forgotten.
                 async with contextlib.aclosing(store.trades.iterate(found, first, end)) as tables:
@@ -115,8 +116,13 @@ async def export(
     if not count:
         session.note(f"No trades of {found}{in_range(first, end)}.")
     if output is not None:
-        data = {"market": str(found), "file": output, "format": kind, "trades": count}
-        session.result(data, f"{count:,} trades in {safe(str(output))}")
+        data = {
+            "market": str(found), "id_space": space, "file": output, "format": kind,
+            "trades": count,
+        }  # fmt: skip
+        # What --id-space of an import may have to be told.
+        ids = f" with {space} ids" if space else ""
+        session.result(data, f"{count:,} trades{ids} in {safe(str(output))}")
 
 
 @command(app, "coverage")

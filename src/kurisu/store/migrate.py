@@ -58,13 +58,17 @@ async def check(connection: AsyncConnection) -> None:
     found, needed = await current(connection), head()
     if found == needed:
         return
-    if found is not None and found not in revisions():
+    if found is None:
+        raise MigrationNeeded(
+            "the database has no tables of Kurisu yet. Run `kurisu db upgrade`, which makes them."
+        )
+    if found not in revisions():
         raise MigrationNeeded(
             f"the database is at revision {found}, which is newer than this program ({needed}). "
             "Upgrade Kurisu."
         )
     raise MigrationNeeded(
-        f"the database is at revision {found or 'none'} and this program needs {needed}. "
+        f"the database is at revision {found} and this program needs {needed}. "
         "Run `kurisu db upgrade`."
     )
 

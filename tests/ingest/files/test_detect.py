@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import os
 import zipfile
 from pathlib import Path
 
@@ -101,6 +102,26 @@ def test_a_zip_whose_member_is_damaged(tmp_path: Path) -> None:
     content = bytearray(zipped(a__csv=CSV))
     content[60] ^= 0xFF
     assert "a.csv in the zip" in reason(tmp_path, bytes(content))
+
+
+def test_a_workbook_is_no_data(tmp_path: Path) -> None:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.writestr("[Content_Types].xml", "<Types/>")
+        archive.writestr("xl/worksheets/sheet1.xml", "<worksheet/>")
+    assert "save it as CSV" in reason(tmp_path, content.getvalue())
+
+
+def test_a_pipe_is_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UnreadableFile, match="write it to a file first"):
+        read_candles(tmp_path / "pipe")
+
+
+def test_no_names_are_asked_for_that_cannot_be_given(tmp_path: Path) -> None:
+    said = reason(tmp_path, '{"code": -1121, "msg": "Invalid symbol."}')
+    assert "among 'code', 'msg'" in said
+    assert "--columns" not in said
 
 
 def test_zstandard(tmp_path: Path) -> None:

@@ -139,8 +139,9 @@ def from_names(names: Sequence[str], first_row: Sequence[str | None] = ()) -> La
         _refuse_clock(names, keys, first_row)
     if missing:
         raise CannotRead(
-            f"no column for {', '.join(missing)} among {_shown(names)}: if they are candles, "
-            f"{_say_which(names)}"
+            f"no column for {', '.join(missing)} among {_shown(names)}"
+            # Fewer columns than a candle has cannot be named so that they are one.
+            + (f": if they are candles, {_say_which(names)}" if len(names) >= len(FIELDS) else "")
         )
     label = ""
     if keys[0] == "opentime" and "closetime" in keys and len(keys) == len(_BINANCE):

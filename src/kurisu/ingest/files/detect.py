@@ -225,6 +225,8 @@ def _members(source: Source, packed_bytes: int) -> Iterator[tuple[str, Source]]:
             f"the zip is cut short or damaged ({error}): fetch the file again"
         ) from error
     with archive:
+        if "[Content_Types].xml" in archive.namelist():
+            raise CannotRead("it is a workbook of Excel or another office file: save it as CSV")
         infos = sorted((i for i in archive.infolist() if _may_hold_data(i)), key=_by_name)
         if len(infos) > MAX_MEMBERS:
             raise CannotRead(f"the zip holds {len(infos):,} files: unpack it and import a part")

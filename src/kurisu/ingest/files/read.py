@@ -114,7 +114,9 @@ def _open(path: Path) -> BinaryIO:
     if not path.exists():
         raise CannotRead("there is no such file")
     if not path.is_file():
-        raise CannotRead("it is not a regular file")
+        raise CannotRead(
+            "it is a pipe or a device: write it to a file first, which can be read twice"
+        )
     return path.open("rb")
 
 

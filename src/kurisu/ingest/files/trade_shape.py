@@ -115,10 +115,13 @@ def from_names(names: Sequence[str], first_row: Row = ()) -> Layout:
     missing = [name for name in NEEDED if name not in fields]
     if missing:
         shown = ", ".join(repr(name[:40]) for name in names[:20])
+        hint = (
+            f": if they are trades, say it with --columns, one name for each of the {len(names)} "
+            f"columns in their order, e.g. {example(len(names))}"
+        )
         raise CannotRead(
-            f"no column for {', '.join(missing)} among {shown}: if they are trades, say it with "
-            f"--columns, one name for each of the {len(names)} columns in their order, e.g. "
-            f"{example(len(names))}"
+            f"no column for {', '.join(missing)} among {shown}"
+            + (hint if len(names) >= len(NEEDED) else "")
         )
     label = _label(names, keys)
     if label == KURISU:
