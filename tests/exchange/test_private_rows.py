@@ -221,6 +221,20 @@ def test_an_order_of_kraken_by_its_cost(cost: str, price: str, base: str) -> Non
     assert (found.update.amount, found.update.filled) == (None, Decimal(0))
 
 
+def test_an_order_of_kucoin_s_unified_account_by_its_cost() -> None:
+    """CCXT cuts what it divides to the market's steps: the fill of 3.4 would be too much."""
+    answer = {"orderId": "7", "symbol": "BTC-USDT", "orderType": "MARKET", "side": "BUY",
+              "size": "10", "sizeUnit": "QUOTECCY", "filledSize": "9.99999", "avgPrice": "2.94118",
+              "status": "2", "orderTime": MS * 1_000_000, "updatedTime": MS * 1_000_000,
+              "clientOid": "c"}  # fmt: skip
+    found = order_of("kucoin", KUCOIN, answer).update
+    assert found.filled is None
+    assert found.amount is not None
+    assert Decimal("3.4") <= found.amount < Decimal("3.4001")
+    nothing = order_of("kucoin", KUCOIN, {**answer, "filledSize": "0", "avgPrice": "0"}).update
+    assert (nothing.amount, nothing.filled) == (None, Decimal(0))
+
+
 def test_a_fill_of_coinbase_that_is_told_in_quote_units() -> None:
     """The amount is what its order counts, 16 digits, and the price is Coinbase's."""
     answer = {

@@ -27,8 +27,8 @@ _LIMITS: Final = frozenset({"limit", "limit_maker", "post_only"})
 #: Digits of an amount that Coinbase books where an order was placed by its cost.
 _COINBASE_SCALE: Final = 16
 _DIVISION: Final = Context(prec=EXACT.prec, rounding=ROUND_HALF_EVEN)
-#: Kraken's volumes have eight digits, and some ten.
-_KRAKEN_STEP: Final = Decimal("1e-10")
+#: Volumes of Kraken and KuCoin have eight digits, and some ten.
+_VOLUME_STEP: Final = Decimal("1e-10")
 _UP: Final = Context(prec=EXACT.prec, rounding=ROUND_CEILING)
 #: Of a fill that has none.
 _NO_ID: Final = "?"
@@ -70,19 +70,27 @@ def _measured(row: Mapping[str, Any]) -> Mapping[str, Any]:
         return {**row, "amount": None, "remaining": None, "filled": filled}
     if "viqc" in str(info.get("oflags") or "").split(","):
         # Kraken's, whose volumes are then in quote units, and to CCXT in base units.
-        cost, price = (parse_decimal(str(info.get(name))) for name in ("cost", "price"))
-        none = {"amount": None, "remaining": None, "filled": None}
-        if not cost or not price or number_fault(cost) or number_fault(price):
-            return {**row, **none, "filled": "0" if cost == 0 else None}
-        return {**row, **none, "amount": _at_most(cost, price)}
+        return {**row, **_by_cost(info.get("cost"), info.get("price"))}
+    if info.get("sizeUnit") == "QUOTECCY":
+        # Of KuCoin's unified accounts. CCXT divides, and cuts to the steps of the market.
+        return {**row, **_by_cost(info.get("filledSize"), info.get("avgPrice"))}
     return row
+
+
+def _by_cost(spent: object, average: object) -> dict[str, Any]:
+    """What is known of the amount of an order, by what was spent for it at which average."""
+    known: dict[str, Any] = {"amount": None, "remaining": None, "filled": None}
+    cost, price = parse_decimal(str(spent)), parse_decimal(str(average))
+    if not cost or not price or number_fault(cost) or number_fault(price):
+        return {**known, "filled": "0" if cost == 0 else None}
+    return {**known, "amount": _at_most(cost, price)}
 
 
 def _at_most(cost: Decimal, price: Decimal) -> Decimal:
     """The largest amount that has this cost at this price, both of which may be a digit off."""
     most = EXACT.add(cost, _last_digit(cost))
     least = EXACT.subtract(price, _last_digit(price))
-    return _UP.quantize(_UP.divide(most, max(least, _UP.divide(price, Decimal(2)))), _KRAKEN_STEP)
+    return _UP.quantize(_UP.divide(most, max(least, _UP.divide(price, Decimal(2)))), _VOLUME_STEP)
 
 
 def _last_digit(number: Decimal) -> Decimal:
