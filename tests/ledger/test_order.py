@@ -59,6 +59,9 @@ def test_what_is_missing_says_nothing() -> None:
     assert OrderUpdate.from_ccxt(ANSWER, received_at=at(9)).time == at(5)
     rest: dict[str, object] = {"filled": None}
     assert OrderUpdate.from_ccxt(ANSWER | rest).filled == Decimal("0.4")
+    assert OrderUpdate.from_ccxt(ANSWER | rest | {"remaining": "1.01"}).filled is None
+    # OKX's trigger that sends an order at the market.
+    assert OrderUpdate.from_ccxt(ANSWER | {"price": "-1"}).price is None
     assert OrderUpdate.from_ccxt(ANSWER | {"stopPrice": "90"}).stop_price == 90
     # Kraken's order without a reference; of two, there would be one.
     assert OrderUpdate.from_ccxt(ANSWER | {"clientOrderId": "0"}).client_order_id is None

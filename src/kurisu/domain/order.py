@@ -201,7 +201,9 @@ class OrderUpdate:
         amount = (filled or None) if same else _positive(order, "amount", where)
         if filled is None and amount is not None:
             remaining = read_number(order, "remaining", where)
-            filled = None if remaining is None else EXACT.subtract(amount, remaining)
+            # More remaining than there was says nothing about what was filled.
+            if remaining is not None and remaining <= amount:
+                filled = EXACT.subtract(amount, remaining)
         side = read_text(order, "side", where)
         status = read_text(order, "status", where)
         known = CCXT_STATUSES.get(status) if status else None
