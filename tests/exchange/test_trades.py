@@ -19,11 +19,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kurisu.domain.trade import IdSpace
-from kurisu.errors import BadAnswer, ExchangeError, ExchangeRefused, IndistinctTrades
+from kurisu.errors import BadAnswer, ExchangeError, ExchangeRefused, IndistinctTrades, NotOffered
 from kurisu.exchange import trades
 from kurisu.exchange.candles import PageStatus
+from kurisu.exchange.ccxt_adapter import open_exchange
 from kurisu.exchange.clock import from_ms, to_ms
 from kurisu.exchange.port import Exchange, TradeAnswer, TradeQuery, TradeRow
+from kurisu.exchange.settings import ExchangeSettings
 from kurisu.exchange.trades import TradePage, trade_pages, trade_table
 from kurisu.exchange.venues import HOUR_MS, TradePaging, Venue
 
@@ -656,3 +658,13 @@ async def test_what_is_made_while_an_answer_is_on_its_way(way: str, first_s: int
     assert [row["amount"] for row in rows_of(pages) if to_ms(row["time"]) < until] == [
         tick.amount for tick in ticks if tick.time_ms < until
     ]
+
+
+async def test_own_trades_are_not_those_of_everybody() -> None:
+    """CCXT's fetch_trades of Hyperliquid gives the fills of the wallet that is configured."""
+    options = {"walletAddress": "0x" + "1" * 40}
+    async with open_exchange(ExchangeSettings("hyperliquid", options=options)) as exchange:
+        exchange.client.markets = {"BTC/USDC:USDC": {"contract": True}}
+        exchange._loaded = True
+        with pytest.raises(NotOffered, match="live"):
+            await exchange.fetch_trades("BTC/USDC:USDC", TradeQuery(limit=5))

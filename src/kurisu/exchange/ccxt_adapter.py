@@ -191,8 +191,10 @@ class CcxtExchange:
         return await self._call(ask)
 
     async def fetch_trades(self, symbol: str, query: TradeQuery) -> TradeAnswer:
-        """One request. Raises BadSymbol."""
+        """One request. Raises BadSymbol, NotOffered."""
         await self.check_listed(symbol)
+        if self._venue.trade_paging is TradePaging.NOTHING:
+            raise NotOffered(self.name, "of its public trades CCXT can only stream the live ones")
         spot = not self.client.markets[symbol].get("contract")
         params: dict[str, Any] = {}
         if query.from_id is not None:

@@ -59,6 +59,8 @@ async def trade_pages(
         TradePaging.BACK: walk.by_back,
         TradePaging.WINDOW: walk.by_window,
         TradePaging.NONE: walk.newest,
+        # Which raises.
+        TradePaging.NOTHING: walk.newest,
     }
     async for page in ways[exchange.venue.trade_paging]():
         yield page

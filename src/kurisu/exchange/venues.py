@@ -27,6 +27,7 @@ class TradePaging(StrEnum):
     BACK = "back"  # from a time or an id back
     WINDOW = "window"  # within a window, which is halved until what lies in it fits in an answer
     NONE = "none"  # there is no history, only the newest trades
+    NOTHING = "nothing"  # not even those
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +197,8 @@ VENUES: Final[dict[str, Venue]] = {
         candle_limit=5_000,
         candles_latest_only=True,
         candles_oldest_first=True,
-        trade_paging=TradePaging.NONE,
+        # CCXT's fetch_trades gives the fills of one's own wallet.
+        trade_paging=TradePaging.NOTHING,
     ),
     "bingx": Venue(trade_paging=TradePaging.NONE),
     # Windows of trades begin and end with whole seconds.

@@ -7,6 +7,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -23,6 +24,7 @@ from kurisu.errors import BadSymbol, IdSpaceConflict, InvalidArgument, NotOffere
 from kurisu.exchange.calls import RetryPolicy
 from kurisu.exchange.ccxt_adapter import CcxtExchange
 from kurisu.exchange.clock import from_ms, to_ms
+from kurisu.exchange.venues import VENUES, TradePaging
 from kurisu.ingest.live import refill
 from kurisu.ingest.live.events import StreamEvent
 from kurisu.ingest.live.options import StreamOptions, StreamRequest
@@ -267,6 +269,36 @@ async def eventually(run: Running, store: Store, market: Market, trader: Trader)
             for event in [one for one in run.events if one.event == "status"][seen + 1 :]
         )
     )
+
+
+async def test_what_an_exchange_tells_once_and_never_again_is_a_hole(
+    store: Store, server: ExchangeServer, opened: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hyperliquid: by REST CCXT has one's own trades only."""
+    venue = replace(VENUES["binance"], trade_paging=TradePaging.NOTHING)
+    monkeypatch.setitem(VENUES, "binance", venue)
+    server.clock.set(NOW_MS, speed=LATER_S)
+    trader = shib(server)
+    async with running(store, opened) as run:
+        run.start(TRADES, ("binance", SHIB))
+        await listening(run, server)
+        trader.trade(10)
+        await run.said("unavailable")
+        server.cut_streams()
+        trader.trade(5, heard=False)
+        await run.said("connected", 2)
+        await listening(run, server)
+        trader.trade(10)
+        await run.said("unavailable", 2)
+        market = await store.markets.get("binance", SHIB)
+        await eventually(run, store, market, trader)
+    heard = [*trader.made[:10], *trader.made[15:]]
+    assert await stored(store, market, from_ms(trader.ticks[trader.began].time_ms)) == heard
+    failed = [one for one in await store.trades.coverage(market) if one.status == "failed"]
+    assert {one.reason for one in failed} == {"the exchange gives trades as they happen only"}
+    missed = [from_ms(tick.time_ms) for tick in trader.ticks[trader.began + 10 :][:5]]
+    assert all(any(one.since <= at < one.until for one in failed) for at in missed)
+    assert not server.asked("aggTrades")
 
 
 async def test_what_was_missed_while_nobody_ran_is_asked_for(

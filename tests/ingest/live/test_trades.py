@@ -178,9 +178,13 @@ def test_ids_that_are_nearly_consecutive_are_followed_until_they_jump_too_often(
     # 600 is left out, and comes late: it is stored, and REST is asked anyway.
     assert follower.receive([rows[601], rows[600]], 2.0) == [rows[601], rows[600]]
     assert follower.missing == (rows[599].time_ms - UNORDERED_MS, rows[601].time_ms + 1)
+    # In any order: none of them is left out.
+    for late, early in zip(rows[603:700:2], rows[602:700:2], strict=True):
+        follower.receive([late, early], 2.5)
+    assert follower.dense
     # Ids of another kind: a jump says nothing.
     run = follower.run
-    follower.receive(rows[602::20], 3.0)
+    follower.receive(rows[700::20], 3.0)
     assert run < follower.run < run + 20
     assert not follower.dense
     run = follower.run

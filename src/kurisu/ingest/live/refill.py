@@ -163,6 +163,9 @@ class Refiller:
     async def _read_trades(self, follower: TradeFollower, turn: _Turn) -> None:
         """From what is whole to beyond the first trade of the run; or, if the stream has been
         silent, to now."""
+        if self._exchange.venue.trade_paging is TradePaging.NOTHING:
+            await self._leave_out(follower, turn)
+            return
         missing, run = follower.missing, follower.run
         since = follower.whole_until
         # The newest trades are one request, however far they are asked for.
@@ -227,6 +230,19 @@ class Refiller:
             turn.since, turn.inserted = None, 0
         if missing is None and late and run == follower.run:
             self._give_up(follower.market, turn, follower.heard_s)
+
+    async def _leave_out(self, follower: TradeFollower, turn: _Turn) -> None:
+        """What the stream has missed, and nobody gives."""
+        missing, run = follower.missing, follower.run
+        if missing is not None:
+            stretch = from_ms(missing[0]), from_ms(missing[1])
+            await self._store.trades.state_many(
+                [(follower.market, *stretch)], status="failed", source=SOURCE,
+                reason="the exchange gives trades as they happen only",
+            )  # fmt: skip
+            self._tell_unavailable(follower.market, *stretch)
+            follower.has_read(missing[1])
+        turn.asked_s, turn.run = time.monotonic(), run
 
     def _give_up(self, market: Market, turn: _Turn, heard_s: float) -> None:
         """The market trades, and its stream, heard last at `heard_s`, does not say so."""

@@ -23,9 +23,9 @@ UNORDERED_MS: Final = 1_000
 #: A millisecond whose trades are told apart by their number in it is whole so long after the last
 #: of them came.
 HOLD_S: Final = 1.0
-#: More jumps than so many, and than one of so many rows, and nearly consecutive ids are not.
+#: After more jumps than so many, with one id left out of so many, nearly consecutive ids are not.
 MOST_JUMPS: Final = 10
-SEEN: Final = 50
+SEEN: Final = 5
 #: The mean of pauses is about so many.
 MEAN_OF: Final = 32
 #: Ids of a stream that are remembered, where they are not those of the market.
@@ -68,6 +68,7 @@ class TradeFollower:
     _last_id: int | None = None
     _seen: int = 0
     _jumps: int = 0
+    _absent: int = 0
     _pauses: int = 0
     _mean_s: float = 0.0
     _held: list[TradeRow] = field(default_factory=list)
@@ -182,9 +183,10 @@ class TradeFollower:
                 if not self.gapless:
                     # Late, or repeated: the store knows.
                     found.append(row)
+                    self._absent = max(0, self._absent - 1)
                 continue
             if self._last_id is not None and at != self._last_id + 1:
-                self._jumped()
+                self._jumped(at - self._last_id - 1)
             if self.first is None:
                 self._begin(row.time_ms, row.trade_id)
             self._last_id = at
@@ -193,10 +195,11 @@ class TradeFollower:
         self._seen += len(rows)
         return found
 
-    def _jumped(self) -> None:
-        """Rows were lost on the way, or ids are not what they seemed."""
+    def _jumped(self, absent: int) -> None:
+        """Rows were lost on the way, or come late, or ids are not what they seemed."""
         self._jumps += 1
-        if not self.gapless and self._jumps > MOST_JUMPS and self._jumps * SEEN > self._seen:
+        self._absent += absent
+        if not self.gapless and self._jumps > MOST_JUMPS and self._absent * SEEN > self._seen:
             self.dense = False
         else:
             self._break()
