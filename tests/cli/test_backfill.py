@@ -111,7 +111,7 @@ def test_backfill_that_fails_says_where_and_why(
     kurisu_program: Program, server: ExchangeServer, exchange: str
 ) -> None:
     server.faults.add(Rule(Fault.STATUS, path="klines", status=451, body="not here", times=9))
-    done = kurisu_program("candles", "backfill", exchange, "SHIB/USDT", *SINCE, code=1)
+    done = kurisu_program("candles", "backfill", f"{exchange}:SHIB/USDT", *SINCE, code=1)
     assert f"{exchange}:SHIB/USDT: failed 2021-11-02T00:00:00Z to" in done.out
     assert "HTTP 451" in done.out
 

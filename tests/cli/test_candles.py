@@ -298,6 +298,9 @@ def test_markets_list(kurisu_program: Program, market: str) -> None:
     assert (mine["exchange"], mine["type"], mine["quote"]) == ("binance", "spot", "USDT")
     assert mine["active"] is True
     assert market in kurisu_program("markets", "list").out
+    assert (
+        "No markets with --quote usdt: " in kurisu_program("markets", "list", "--quote", "usdt").err
+    )
 
 
 def test_a_reader_that_goes_away_is_no_error(kurisu_program: Program, market: str) -> None:

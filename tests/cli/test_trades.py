@@ -146,6 +146,7 @@ def test_rejects_and_wrong_use(kurisu_program: Program, file: Path, market: str)
         (("import", file, "--market", market, "--complete", "2024"), "SINCE..UNTIL", 2),
         (("export", market, "--format", "parquet"), "--output FILE is needed", 2),
         (("show",), "name one market", 2),
+        (("backfill", "binance"), "name symbols", 2),
         (("show", market, "--market", market), "name one market", 2),
     ):
         assert said in kurisu_program("trades", *arguments, code=code).err
@@ -198,7 +199,7 @@ def test_backfill_fails_with_a_reason_and_goes_on(
     rule = server.faults.add(
         Rule(Fault.STATUS, path="aggTrades", skip=3, status=451, body="not here", times=9)
     )
-    run = ("trades", "backfill", exchange, "SHIB/USDT", *SINCE)
+    run = ("trades", "backfill", f"{exchange}:SHIB/USDT", *SINCE)
     found = kurisu_program(*run, "--json", code=1).json
     (one,) = found["markets"]
     assert (one["done"], one["id_space"]) == (False, "aggregate")

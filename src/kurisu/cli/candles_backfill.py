@@ -19,6 +19,7 @@ from kurisu.cli.command import (
     TimeframeOption,
     UntilOption,
     command,
+    exchange_and_symbols,
     parse_range,
 )
 from kurisu.cli.markets import check_type
@@ -83,6 +84,7 @@ async def backfill(
     frame = timeframe_of(timeframe)
     first, end = parse_range(since, until)
     check_type(type)
+    exchange, symbols = exchange_and_symbols(exchange, symbols)
     if bool(symbols) == all_active:
         raise InvalidArgument("name symbols, e.g. BTC/USDT, or say --all-active.")
     if quote is not None and not all_active:

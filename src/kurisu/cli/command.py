@@ -286,6 +286,13 @@ def parse_range(since: str | None, until: str | None) -> tuple[datetime | None, 
     return first, end
 
 
+def exchange_and_symbols(exchange: str, symbols: Sequence[str] | None) -> tuple[str, list[str]]:
+    """What an EXCHANGE and its SYMBOLs say, also where a market is one word: binance:BTC/USDT."""
+    name, colon, first = exchange.partition(":")
+    found = [first] if colon else []
+    return name, [*found, *(symbol.removeprefix(f"{name}:") for symbol in symbols or ())]
+
+
 def one_market(argument: str | None, option: str | None) -> MarketName:
     """The one market that is named, as argument or as option. Raises InvalidArgument."""
     from kurisu.domain.market import MarketName

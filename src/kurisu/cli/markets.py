@@ -101,8 +101,10 @@ async def list_(
         narrowed += [] if active is None else ["--active" if active else "--inactive"]
         where = f" with {' '.join(narrowed)}" if narrowed else ""
         session.note(
-            f"No markets{where} yet; `kurisu markets sync EXCHANGE` or importing candles creates "
-            "them."
+            f"No markets{where}: `kurisu markets list` shows all, `kurisu markets sync EXCHANGE` "
+            "adds what it lists."
+            if where
+            else "No markets yet; `kurisu markets sync EXCHANGE` or importing candles creates them."
         )
         return
     numbers = {"price_tick", "amount_tick", "min_amount", "min_cost"}

@@ -19,9 +19,11 @@ from kurisu.cli.command import (
     TradesSinceOption,
     UntilOption,
     command,
+    exchange_and_symbols,
     parse_range,
 )
 from kurisu.cli.output import safe
+from kurisu.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from kurisu.ingest.trade_backfill import (
@@ -42,9 +44,9 @@ async def backfill(
     session: Session,
     exchange: ExchangeArgument,
     symbols: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(metavar="SYMBOL...", help="Unified symbols, e.g. BTC/USDT."),
-    ],
+    ] = None,
     since: TradesSinceOption = None,
     until: UntilOption = None,
     allow_expiring: AllowExpiringOption = False,
@@ -63,6 +65,9 @@ async def backfill(
     from kurisu.ingest.trade_backfill import backfill_trades
 
     first, end = parse_range(since, until)
+    exchange, symbols = exchange_and_symbols(exchange, symbols)
+    if not symbols:
+        raise InvalidArgument("name symbols, e.g. BTC/USDT.")
     async with session.open() as store, open_configured(store.config, exchange) as opened:
         with session.working(f"asking {exchange} for its markets"):
             markets = await named_markets(store, opened, symbols)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -16,10 +17,12 @@ from kurisu.store.candles import Candles
 from kurisu.store.connect import INSUFFICIENT_PRIVILEGE, make_engine, transaction
 from kurisu.store.database import Database
 from kurisu.store.engine import Engine, detect
-from kurisu.store.ledger import Ledger
 from kurisu.store.markets import Markets
 from kurisu.store.queue import Queue
 from kurisu.store.trades import Trades
+
+if TYPE_CHECKING:
+    from kurisu.store.ledger import Ledger
 
 
 @dataclass(slots=True)
@@ -50,6 +53,9 @@ class Store:
     @property
     def ledger(self) -> Ledger:
         if self._ledger is None:
+            # Loaded when it is needed: a tenth of the time in which a command starts.
+            from kurisu.store.ledger import Ledger
+
             self._ledger = Ledger(self)
         return self._ledger
 
