@@ -89,8 +89,13 @@ def test_an_export_is_imported_again_as_it_was(
     path = tmp_path / f"x.{ending}"
     assert "4 trades with raw ids in" in kurisu_program("trades", "export", market, "-o", path).out
     other = f"binance:T{next(_names)}/USDT"
-    done = ("trades", "import", path, "--market", other, "--id-space", "raw", "--json")
-    assert kurisu_program(*done).json["inserted"] == 4
+    done: tuple[str | Path, ...] = ("trades", "import", path, "--market", other, "--json")
+    # Binance has ids of two kinds. Our own files say which theirs are, where there is room for it.
+    if ending == "csv":
+        assert "say --id-space raw" in kurisu_program(*done, code=2).err
+        done = (*done, "--id-space", "raw")
+    report = kurisu_program(*done).json
+    assert (report["inserted"], report["id_space"]) == (4, "raw")
     assert kurisu_program("trades", "export", other).out == (
         kurisu_program("trades", "export", market).out
     )

@@ -101,13 +101,14 @@ async def export(
     first, end = parse_range(since, until)
     kind = export_format(format_, output, float64=float64, json=session.json)
     count = 0
-    with contextlib.ExitStack() as stack:
-        sink = stack.enter_context(opened(output))
-        write = stack.enter_context(trade_export.writer(kind, sink, float64=float64))
+    with opened(output) as sink:
         async with session.open() as store:
             found = await find_market(store, wanted)
             space = await store.trades.id_space(found)
-            with session.working(f"writing trades of {found}"):
+            with (
+                session.working(f"writing trades of {found}"),
+                trade_export.writer(kind, sink, float64=float64, id_space=space) as write,
+            ):
                 # Closed at once when nobody reads any more, and not when it is forgotten.
                 async with contextlib.aclosing(store.trades.iterate(found, first, end)) as tables:
                     async for trades in tables:

@@ -26,6 +26,10 @@ class IdSpace(StrEnum):
     DERIVED = "derived"
 
 
+#: Under which metadata of an Arrow schema a file of ours says what its ids are.
+ID_SPACE_KEY: Final = b"kurisu.id_space"
+
+
 class Trade(NamedTuple):
     """One public trade.
 

@@ -131,6 +131,8 @@ def id_space_of(
         return IdSpace.DERIVED
     if given is not None:
         return given
+    if found.id_space in set(IdSpace):
+        return IdSpace(found.id_space)
     usual = venue.trade_id_space
     if found.label == AGG_TRADES:
         return IdSpace.AGGREGATE

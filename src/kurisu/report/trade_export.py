@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet
 
+from kurisu.domain.trade import ID_SPACE_KEY, IdSpace
 from kurisu.errors import InvalidArgument
 from kurisu.report.candle_export import Format, plain_text, write_lines
 from kurisu.store.exact_table import with_floats
@@ -27,11 +28,14 @@ def writer(
     sink: BinaryIO,
     *,
     float64: bool = False,
+    id_space: IdSpace | None = None,
 ) -> Iterator[Callable[[TradeTable], None]]:
     """A function that writes the next trades to `sink`; the file is whole when the block ends.
 
     float64: numbers as the nearest doubles, for programs that cannot take decimals; not for CSV,
-    whose text is exact for everybody. Raises InvalidArgument.
+    whose text is exact for everybody. id_space: what the ids are; it is said in the metadata of
+    the file, where `kurisu trades import` finds it; CSV has no place for it. Raises
+    InvalidArgument.
     """
     if format is Format.CSV:
         if float64:
@@ -40,6 +44,8 @@ def writer(
         yield lambda trades: write_lines(trades.table, sink, _text)
         return
     schema = with_floats(SCHEMA.empty_table()).schema if float64 else SCHEMA
+    if id_space is not None:
+        schema = schema.with_metadata({ID_SPACE_KEY: id_space.value})
     with ExitStack() as stack:
         if format is Format.PARQUET:
             parquet = pyarrow.parquet.ParquetWriter(sink, schema, compression="zstd")

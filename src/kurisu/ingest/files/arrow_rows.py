@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.feather
 import pyarrow.parquet
 
+from kurisu.domain.trade import ID_SPACE_KEY
 from kurisu.ingest.files.columns import Layout
 from kurisu.ingest.files.detect import CannotRead, Kind, Source
 from kurisu.ingest.files.shape import RowTaker, Shape
@@ -45,7 +46,8 @@ def read_arrow(
             part = batch.slice(at, BATCH_ROWS)
             layout = layout or _layout(schema, columns, part, shape)
             _add(part, layout, collector)
-    return layout or _layout(schema, columns, None, shape)
+    layout = layout or _layout(schema, columns, None, shape)
+    return replace(layout, id_space=(schema.metadata or {}).get(ID_SPACE_KEY, b"").decode("latin1"))
 
 
 @contextmanager

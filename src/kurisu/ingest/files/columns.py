@@ -68,6 +68,7 @@ class Layout:
     names: what the file calls its columns; empty where it has no names.
     label: whose layout it is, e.g. "Binance klines"; "" if nobody's.
     assumed: True where the file has no names and none were given: the order is then checked.
+    id_space: what the ids of its trades are, where the file says so; only our own do.
     """
 
     width: int
@@ -77,6 +78,7 @@ class Layout:
     names: Sequence[str] = ()
     label: str = ""
     assumed: bool = False
+    id_space: str = ""
 
 
 def from_option(columns: Sequence[str], width: int) -> Layout:

@@ -46,6 +46,7 @@ class TradeFile:
     rows_read: data rows in the file, those that were handed on and the rejects.
     periods: the days or months that Binance's public files are of, each with all its trades; empty
         for other files.
+    id_space: what its ids are, where it says so: a Parquet or Feather file of ours; else "".
     notes: what the user should know though nothing is wrong.
     """
 
@@ -55,6 +56,7 @@ class TradeFile:
     rows_read: int
     rejects: list[Reject]
     periods: list[Period]
+    id_space: str = ""
     notes: tuple[str, ...] = ()
 
 
@@ -94,5 +96,6 @@ def read_trades(
         rows_read=collector.rows_read,
         rejects=collector.rejects(),
         periods=[p for p in periods if p is not None] if all(periods) else [],
+        id_space="" if named is None else named.id_space,
         notes=tuple(dict.fromkeys(part.note for part in parts if part.note)),
     )
