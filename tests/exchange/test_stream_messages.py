@@ -401,3 +401,39 @@ async def test_a_message_of_mexc_that_is_said_again_is_heard_once() -> None:
         "mexc", "BTCUSDT", [first, first, push.SerializeToString()], "trades", "ws://127.0.0.1/ws"
     )
     assert batch.rows == [(PAIR, row)] * 4
+
+
+#: venue: how it refuses, and what is no refusal.
+UNHEARD = {
+    "bitfinex": (
+        '{"channel":"trades","symbol":"tXXX","event":"error","msg":"symbol: invalid","code":10300}',
+        '{"channel":"trades","event":"error","msg":"subscribe: dup","code":10301}',
+    ),
+    "cryptocom": (
+        '{"id":1,"method":"subscribe","code":40003,"message":"Unknown symbol"}',
+        '{"id":1,"method":"subscribe","code":0,"channel":"trade.BTC_USDT"}',
+    ),
+    "mexc": (
+        '{"id":0,"code":0,"msg":"Not Subscribed successfully! [x@y].  Reason: Blocked! "}',
+        '{"id":0,"code":0,"msg":"spot@public.aggre.deals.v3.api.pb@100ms@BTCUSDT"}',
+    ),
+}
+
+
+@pytest.mark.parametrize("venue", UNHEARD)
+async def test_refusals_that_ccxt_does_not_hear(venue: str) -> None:
+    class Heard(Wires):
+        def refused(self, client: Any, error: Exception) -> None:
+            refused.append(str(error))
+
+    refused: list[str] = []
+    settings = ExchangeSettings(venue, options={"timeout_on_exit": 0})
+    async with open_exchange(settings, streams=True) as exchange:
+        exchange.client.kurisu_listener = Heard()
+        connection = exchange.client.client("ws://127.0.0.1/spot")
+        for message in reversed(UNHEARD[venue]):
+            assert not refused
+            connection.handle_text_or_binary_message(message)
+        exchange.client.clients.clear()
+    assert len(refused) == 1
+    assert refused[0].startswith("not subscribed")

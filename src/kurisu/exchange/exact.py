@@ -368,6 +368,12 @@ class _Exact(_CcxtClass):  # type: ignore[misc]
             client.reject(BrokenAnswer(f"not subscribed: {message.get('error')}"))
         return found
 
+    def handle_message(self, client: Any, message: Any) -> None:
+        super().handle_message(client, message)
+        said_no = _NOES.get(self.id)
+        if said_no is not None and isinstance(message, dict) and said_no(message):
+            client.reject(BrokenAnswer(f"not subscribed: {str(message)[:BODY_CHARACTERS]}"))
+
     def handle_trades(self, client: Any, message: Any, *more: Any) -> None:
         for part in _by_market(message) if self.id == "kraken" else (message,):
             super().handle_trades(client, part, *more)
@@ -409,6 +415,15 @@ class _Exact(_CcxtClass):  # type: ignore[misc]
                 super().handle_ohlcv(client, part, *more)
         finally:
             del self.safe_float
+
+
+#: How venues refuse a subscription where CCXT does not hear it, or tells it to nobody. (Bitfinex's
+#: 10301: it is subscribed already.)
+_NOES: Final[dict[str, Callable[[dict[str, Any]], bool]]] = {
+    "bitfinex": lambda said: said.get("event") == "error" and said.get("code") != 10301,
+    "cryptocom": lambda said: said.get("method") == "subscribe" and bool(said.get("code")),
+    "mexc": lambda said: str(said.get("msg")).startswith("Not Subscribed"),
+}
 
 
 def _are_agg_trades(trades: Any) -> bool:
