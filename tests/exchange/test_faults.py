@@ -98,6 +98,31 @@ async def test_spoiled_pages_of_candles(
         assert await candles(exchange) == candle_rows(BARS[:2_500])
 
 
+@pytest.mark.parametrize("times", [3, 4, 5, 6, 7, 99])
+async def test_an_exchange_that_has_nothing_for_a_while_is_not_believed(
+    server: ExchangeServer, opened: Opener, times: int
+) -> None:
+    server.faults.add(Rule(Fault.EMPTY, "klines", skip=1, times=times))
+    async with opened("binance") as exchange:
+        if times < 7:
+            assert await candles(exchange) == candle_rows(BARS[:2_500])
+            return
+        with pytest.raises(BadAnswer, match="it gave 1m candles of SHIB/USDT .* now it gives none"):
+            await candles(exchange)
+
+
+async def test_where_it_gave_candles_is_also_known_from_elsewhere(
+    server: ExchangeServer, opened: Opener
+) -> None:
+    server.faults.add(Rule(Fault.EMPTY, "klines", times=99))
+    async with opened("binance") as exchange:
+        pages = candle_pages(
+            exchange, "SHIB/USDT", "1m", from_ms(START_MS), traded_at=from_ms(BARS[9].open_ms)
+        )
+        with pytest.raises(BadAnswer, match="it gave 1m candles"):
+            await anext(pages)
+
+
 async def test_every_page_repeats_rows(server: ExchangeServer, opened: Opener) -> None:
     server.faults.add(Rule(Fault.DUPLICATE_ROWS, "klines", times=99))
     repeated = 0

@@ -4,7 +4,8 @@ An answer is evidence about a stretch of time: up to its last candle the exchang
 everything, and minutes that are missing in between had no trades. An empty answer is evidence of
 little, and never of the end of the data: it is asked for again, and then checked with longer
 candles, which also say where to go on. Where longer candles show trades, the exchange keeps the
-shorter ones to itself: that is said, and never called empty.
+shorter ones to itself: that is said, and never called empty. Where they show none, the exchange has
+to give once more what it gave before: else it has nothing at all just now.
 """
 
 from __future__ import annotations
@@ -94,16 +95,17 @@ async def candle_pages(
     until: datetime | None = None,
     *,
     grace: timedelta = timedelta(seconds=2),
+    traded_at: datetime | None = None,
 ) -> AsyncGenerator[CandlePage]:
     """Every candle that opens in [since, until) and has closed, oldest first.
 
     until: None for everything that has closed by now. grace: how long after its close a candle is
-    taken as final. Ends early, without an error, where the newest stretch is too young to be
-    called empty. Raises ExchangeError; pages yielded before stay valid, and the next call can
-    start at the last one's `until`.
+    taken as final. traded_at: open time of a candle that it gave lately. Ends early, without an
+    error, where the newest stretch is too young to be called empty. Raises ExchangeError; pages
+    yielded before stay valid, and the next call can start at the last one's `until`.
     """
     frame = timeframe_of(timeframe)
-    walk = _Walk(exchange, symbol, frame, await exchange.now(), grace)
+    walk = _Walk(exchange, symbol, frame, await exchange.now(), grace, traded_at)
     at = to_ms(frame.ceil(since))
     end = walk.closed_before if until is None else min(walk.closed_before, to_ms(until))
     while at < end:
@@ -142,7 +144,13 @@ class _Walk:
     """One walk through a market's candles. Times are milliseconds since 1970."""
 
     def __init__(
-        self, exchange: Exchange, symbol: str, frame: Timeframe, now: datetime, grace: timedelta
+        self,
+        exchange: Exchange,
+        symbol: str,
+        frame: Timeframe,
+        now: datetime,
+        grace: timedelta,
+        traded_at: datetime | None,
     ) -> None:
         self._exchange = exchange
         self._symbol = symbol
@@ -158,6 +166,8 @@ class _Walk:
             if kept is not None and not frame.is_calendar
             else 0
         )
+        #: Where it gave candles last: the timeframe, and the newest open time of that answer.
+        self._seen = None if traded_at is None else (frame, to_ms(traded_at))
         #: Requests say where they end: some venues answer with the newest candles up to there.
         self._bounded = False
         self._repeated = 0
@@ -195,10 +205,11 @@ class _Walk:
         *,
         widen: bool = False,
         bounded: bool | None = None,
+        answers: int = EMPTY_ANSWERS,
     ) -> Rows:
-        """One answer by open time; asked for again if it is empty."""
+        """One answer by open time; if it is empty it is asked for again, `answers` times in all."""
         found: Rows = {}
-        for _ in range(EMPTY_ANSWERS):
+        for _ in range(answers):
             is_bounded = self._bounded if bounded is None else bounded
             until = at + limit * frame.seconds * 1000 - 1 if is_bounded else None
             rows = await self._exchange.fetch_candles(self._symbol, frame.name, at, limit, until)
@@ -214,6 +225,7 @@ class _Walk:
                     self._contradicted += found[row.time_ms] != row
                 found[row.time_ms] = row
             if found:
+                self._seen = (frame, max(found))
                 break
             # If it was nothing but rows from before `at`, a longer answer reaches beyond them.
             limit = self.most(frame) if widen else limit
@@ -331,7 +343,10 @@ class _Walk:
         for frame in coarser:
             length = frame.seconds * 1000
             opened = to_ms(frame.open_time(from_ms(at)))
-            bars = await self._fetch(frame, opened, self.most(frame))
+            bars = await self._fetch(frame, opened, self.most(frame), answers=1)
+            if not bars:
+                await self.check_it_answers()
+                bars = await self._fetch(frame, opened, self.most(frame), answers=1)
             if bars and not self._exchange.venue.candles_oldest_first:
                 bars = await self.look_in_front(frame, opened, bars)
             times = _traded(bars)
@@ -353,6 +368,22 @@ class _Walk:
                 if traded_by is not None and traded_by <= target:
                     return None
         return min(target, end, settled)
+
+    async def check_it_answers(self) -> None:
+        """Before a long stretch is called empty: raises BadAnswer if candles that it gave before
+        are not there either."""
+        if self._seen is None:
+            frame = self._coarser()[0]
+            newest = to_ms(frame.open_time(self._now)) - self.most(frame) * frame.seconds * 1000
+            await self._fetch(frame, max(0, newest), self.most(frame))
+            return
+        frame, time = self._seen
+        if not await self._fetch(frame, time, self.most(frame)):
+            raise BadAnswer(
+                self._exchange.name,
+                f"it gave {frame} candles of {self._symbol} from {from_ms(time).isoformat()} on, "
+                "and now it gives none",
+            )
 
     async def begins_again(self, at: int, end: int) -> int:
         """Up to when the exchange hides what it has from `at` on; `end` if it hides all of it."""

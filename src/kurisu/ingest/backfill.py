@@ -149,14 +149,15 @@ class _Piece:
 class _Plan:
     """One market of a running backfill.
 
-    open: pieces that are not done. down: where no market of the exchange has a candle, as was found
-        out before.
+    open: pieces that are not done. traded_at: open time of a candle that the exchange gave last.
+    down: where no market of the exchange has a candle, as was found out before.
     """
 
     market: Market
     report: MarketBackfill
     writer: MarketWriter
     open: int = 0
+    traded_at: datetime | None = None
     down: list[Stretch] = field(default_factory=list)
     stopped: ExchangeError | None = None
     planned: bool = False
@@ -421,7 +422,7 @@ class Backfill:
                 async with aclosing(
                     candle_pages(
                         self._exchange, plan.market.symbol, self._frame, at, piece.until,
-                        grace=self._grace,
+                        grace=self._grace, traded_at=plan.traded_at,
                     )
                 ) as pages:  # fmt: skip
                     traded = piece.traded_before
@@ -458,6 +459,8 @@ class Backfill:
     async def _take(self, plan: _Plan, page: CandlePage, *, traded_before: bool) -> None:
         """Hand a page to the writer, with what its holes are."""
         report, frame = plan.report, self._frame
+        if page.table.num_rows:
+            plan.traded_at = page.table.column("time")[-1].as_py()
         report.repeated += page.repeated
         report.contradicted += page.contradicted
         if page.status is PageStatus.UNAVAILABLE:
