@@ -205,6 +205,12 @@ class TestErrors:
             async with transaction(store.database) as connection:
                 await connection.execute(text("SELECT * FROM nowhere"))
 
+    async def test_a_right_that_is_not_there(self, store: Store) -> None:
+        with pytest.raises(DatabaseError, match=r"denied for table markets\..*needs CREATE in it"):
+            async with transaction(store.database) as connection:
+                await connection.execute(text("SET LOCAL ROLE pg_monitor"))
+                await connection.execute(text("SELECT * FROM markets"))
+
     async def test_a_server_that_is_not_there(self) -> None:
         with pytest.raises(DatabaseError, match="cannot reach the database") as refusal:
             async with open_store(f"postgresql://me:{SECRET}@127.0.0.1:1/db"):

@@ -172,6 +172,11 @@ def _translation(error: BaseException, where: str) -> DatabaseError:
         return DatabaseError(f"{where}: {_says(error)}; create the database first.")
     if isinstance(error, asyncpg.InvalidAuthorizationSpecificationError):
         return DatabaseError(f"{where}: {_says(error)}.")
+    if isinstance(error, asyncpg.InsufficientPrivilegeError):
+        return DatabaseError(
+            f"{where}: {_says(error)}. To set a database up, the role needs CREATE in it and in "
+            "its schema; to use it, grants on its tables."
+        )
     return DatabaseError(_says(error))
 
 
