@@ -21,6 +21,7 @@ from exchange_server.truth import LENGTH_MS, Bar, Series, Tick
 from exchange_server.wire import Raw, dump
 from exchange_server.world import START_MS
 
+from kurisu.domain.timeframe import TIMEFRAMES
 from kurisu.errors import BadAnswer
 from kurisu.exchange.calls import RetryPolicy
 from kurisu.exchange.candles import PageStatus, candle_pages
@@ -433,6 +434,18 @@ async def test_candles_of_a_venue(venue: str, monkeypatch: pytest.MonkeyPatch) -
                                           for since, until in empty)]  # fmt: skip
     assert lost == []
     assert len(asked) <= 4 * COUNT // (exchange.venue.candle_limit or 100) + 60
+
+
+def test_bitget_is_asked_for_as_much_as_is_believed_to_be() -> None:
+    """CCXT asks for fewer of some timeframes: what lies behind would be called empty, unseen."""
+    asked = ccxt.bitget().options["fetchOHLCV"]
+    known = [
+        (VENUES_KNOWN["bitget"].most_candles(TIMEFRAMES[name].seconds * 1000), most)
+        for kind in ("spot", "swap")
+        for name, most in asked[kind]["maxLimitPerTimeframe"].items()
+    ]
+    assert len(known) > 8
+    assert all(believed <= most for believed, most in known)
 
 
 #: What is no answer, though it is JSON, and CCXT takes it for one without rows.

@@ -220,6 +220,8 @@ VENUES: Final[dict[str, Venue]] = {
     ),
     "bitget": Venue(
         candle_limit=200,
+        # Of contracts; CCXT asks for no more, whatever the limit is.
+        candle_window_ms=90 * 24 * HOUR_MS,
         trade_limit=1_000,
         # "startTime and endTime must be within 7 days"; data of 90 days.
         trade_window_ms=7 * 24 * HOUR_MS,
