@@ -383,7 +383,8 @@ def stub(base: type[Any], answer: Callable[[str, Query], Any], asked: list[str])
             "id": "XY", "symbol": "X/Y", "base": "X", "quote": "Y", "baseId": "X", "quoteId": "Y",
             "type": "spot", "spot": True, "contract": False, "active": True, "priceScale": 8,
             "valueScale": 8, **({"type": "swap", "spot": False, "swap": True, "contract": True,
-                                 "inverse": True} if base.__name__ == "binancecoinm" else {}),
+                                 "inverse": True} if base.__name__ in ("binancecoinm", "bingx")
+                                else {}),
             "precision": {"price": "0.00000001", "amount": "0.00000001"}, "info": {},
         })])  # fmt: skip
         return self.markets
@@ -446,6 +447,35 @@ def test_bitget_is_asked_for_as_much_as_is_believed_to_be() -> None:
     ]
     assert len(known) > 8
     assert all(believed <= most for believed, most in known)
+
+
+@pytest.mark.parametrize("venue", ["bullish", "bingx"])
+async def test_a_window_is_as_long_as_is_believed(
+    venue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CCXT ends it earlier than its features say."""
+    import ccxt.async_support
+
+    spans: list[int] = []
+
+    def answer(path: str, query: Query) -> Any:
+        since = query.get("startTime") or query["createdAtDatetime[gte]"]
+        until = query.get("endTime") or query["createdAtDatetime[lte]"]
+        spans.append(_ms(until) - _ms(since))
+        return {"code": 0, "data": []} if venue == "bingx" else []
+
+    made = stub(getattr(ccxt.async_support, venue), answer, [])
+    monkeypatch.setattr(ccxt.async_support, venue, made)
+    async with open_exchange(ExchangeSettings(venue, rate_limit_ms=1)) as exchange:
+        most = exchange.venue.most_candles(MINUTE_MS)
+        await exchange.fetch_candles("X/Y", "1m", START_MS, most)
+    assert spans[0] >= (most - 1) * MINUTE_MS
+
+
+def _ms(text: str) -> int:
+    if text.isdecimal():
+        return int(text)
+    return int(datetime.fromisoformat(text).timestamp() * 1000)
 
 
 #: What is no answer, though it is JSON, and CCXT takes it for one without rows.

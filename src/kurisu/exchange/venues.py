@@ -200,7 +200,10 @@ VENUES: Final[dict[str, Venue]] = {
         # CCXT's fetch_trades gives the fills of one's own wallet.
         trade_paging=TradePaging.NOTHING,
     ),
-    "bingx": Venue(trade_paging=TradePaging.NONE),
+    # CCXT's features say 1440; of coin-margined contracts it asks for 1000.
+    "bingx": Venue(candle_limit=1_000, trade_paging=TradePaging.NONE),
+    # CCXT's features say 1000, and it asks for 100.
+    "bullish": Venue(candle_limit=100),
     # Windows of trades begin and end with whole seconds.
     "coinbase": Venue(
         candle_limit=300,
