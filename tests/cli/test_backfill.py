@@ -197,6 +197,7 @@ def test_repair_finds_and_fills_and_compares(
     assert "HTTP 451" in found
     kurisu_program("candles", "repair", market, code=1)
     server.faults.clear()
+    assert kurisu_program("candles", "repair", "nope").out == "Nothing is stored of nope.\n"
     found = kurisu_program("candles", "repair", exchange, "--json").json
     assert (found["whole"], found["markets"][0]["filled"]) == (True, 1_500)
     assert stored(kurisu_program, market) == closed(BARS)

@@ -112,7 +112,7 @@ async def repair(
                 for one in failures
             ],
         },
-        lambda: _as_text(reports),
+        lambda: _as_text(reports) if reports else "" if failures else _nothing(targets),
     )
     if not session.json:
         for failure in failures:
@@ -154,9 +154,11 @@ def _as_dict(one: MarketRepair) -> dict[str, Any]:
     }
 
 
+def _nothing(targets: list[str] | None) -> str:
+    return f"Nothing is stored of {safe(', '.join(targets))}." if targets else "Nothing is stored."
+
+
 def _as_text(reports: list[MarketRepair]) -> str:
-    if not reports:
-        return "Nothing is stored yet."
     headers = ("market", "tf", "empty", "untrue", "holes", "filled", "left", "compared",
                "different", "revised")  # fmt: skip
     rows = [
