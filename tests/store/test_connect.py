@@ -7,6 +7,8 @@ import contextlib
 import socket
 import struct
 from collections.abc import AsyncGenerator, AsyncIterator
+from pathlib import Path
+from urllib.parse import urlencode
 
 import asyncpg
 import pytest
@@ -62,6 +64,10 @@ class TestUrls:
         found = database_url(f"postgresql://host/db?sslmode={mode}")
         assert dict(found.query) == {"ssl": mode}
 
+    def test_what_need_not_be_bound_is_left_out(self) -> None:
+        found = database_url("postgresql://host/db?sslmode=require&channel_binding=prefer")
+        assert dict(found.query) == {"ssl": "require"}
+
     def test_a_socket_may_be_named(self) -> None:
         found = database_url("postgresql://me@/db?host=/run/postgresql&port=5433")
         assert dict(found.query) == {"host": "/run/postgresql", "port": "5433"}
@@ -74,7 +80,7 @@ class TestUrls:
             (SECRET, "cannot be read; write it as postgresql://user:password@host:5432/database"),
             ("", "cannot be read"),
             (f"postgresql://me:{SECRET}@host:port/db", "cannot be read"),
-            (f"postgresql://me:{SECRET}@host/db?channel_binding=require", "channel_binding"),
+            (f"postgresql://me:{SECRET}@host/db?channel_binding=require", "sslmode=verify-full"),
             (f"postgresql://me:p@{SECRET}@host/db", "more than one @"),
             (f"postgresql://me:{SECRET}@host:65536/db", "port 65536"),
             (f"postgresql://me:{SECRET}@host/db?bogus={SECRET}", "the option bogus"),
@@ -243,6 +249,13 @@ class TestErrors:
     async def test_an_option_that_the_driver_refuses(self) -> None:
         with pytest.raises(ConfigError, match="the database URL: `sslmode` parameter must be"):
             async with open_store("postgresql://me@127.0.0.1:1/db?sslmode=always"):
+                pass
+
+    async def test_a_certificate_that_is_not_there(self, tmp_path: Path) -> None:
+        file = tmp_path / "root & co.pem"
+        query = urlencode({"sslmode": "verify-full", "sslrootcert": str(file)})
+        with pytest.raises(ConfigError, match=r"sslrootcert=.*root & co\.pem, and there is no"):
+            async with open_store(f"postgresql://me@127.0.0.1:1/db?{query}"):
                 pass
 
     @pytest.mark.parametrize("tier", ["plain"], indirect=True)

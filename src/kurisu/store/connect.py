@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlencode
 from uuid import uuid4
 
 import asyncpg
@@ -41,11 +43,13 @@ KEEP_ALIVE: Final = {
 }  # fmt: skip
 
 MOST_PORT: Final = 65_535
+#: Files of an encrypted connection: what the server is known by, what this client is known by.
+_TLS_FILES: Final = ("sslcert", "sslcrl", "sslkey", "sslrootcert")
 #: What may stand behind the ? of a database URL, beside libpq's sslmode.
 _OPTIONS: Final = (
     "application_name", "connect_timeout", "gsslib", "host", "krbsrvname", "passfile", "password",
     "pgbouncer", "port", "prepared_statement_cache_size", "service", "ssl",
-    "target_session_attrs", "user",
+    "target_session_attrs", "user", *_TLS_FILES,
 )  # fmt: skip
 
 #: Guards and constraints in the database: class 23, and what our triggers raise.
@@ -78,6 +82,11 @@ def database_url(url: str) -> URL:
     query = dict(parsed.query)
     if "sslmode" in query:  # libpq's name; asyncpg's is ssl and takes the same words.
         query["ssl"] = query.pop("sslmode")
+    if query.pop("channel_binding", "prefer") == "require":
+        raise ConfigError(
+            "the database URL has channel_binding=require, which cannot be kept; leave it out. "
+            "sslmode=verify-full makes sure that the server is the right one."
+        )
     unknown = sorted(set(query) - set(_OPTIONS))
     if unknown:
         raise ConfigError(
@@ -112,6 +121,14 @@ def make_engine(url: str) -> AsyncEngine:
         arguments["prepared_statement_name_func"] = lambda: f"kurisu_{uuid4().hex}"
         arguments["server_settings"] = {}
         query["prepared_statement_cache_size"] = "0"
+    files = {name: str(query.pop(name)) for name in _TLS_FILES if name in query}
+    for name, file in files.items():
+        if not Path(file).is_file():
+            raise ConfigError(f"the database URL has {name}={file}, and there is no such file")
+    if files:
+        # asyncpg takes them in a URL of its own only; what stands beside it counts more.
+        mode = {"sslmode": str(query.pop("ssl"))} if "ssl" in query else {}
+        arguments["dsn"] = f"postgresql:///?{urlencode(files | mode)}"
     engine = create_async_engine(
         parsed.set(query=query), connect_args=arguments, isolation_level=ISOLATION, **options
     )
