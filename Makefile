@@ -3,8 +3,8 @@
 PYTHON ?= python3
 NODE   ?= node
 NPM    ?= npm
-# Processes that run tests.
-JOBS   ?= 2
+# Processes that run tests; each waits for its databases a third of the time, and takes 1.5 GB.
+JOBS   ?= 3
 
 VENV   := .venv
 BIN    := $(VENV)/bin

@@ -133,7 +133,7 @@ class RealServer:
     def migrated(self, wanted: Edition) -> str:
         if wanted not in self._templates:
             template = f"{self._prefix}_{wanted.name.lower()}"
-            run(self._create(template, "template0"))
+            run(execute(self._url, self._creation(template, "template0")))
             if self._extension:
                 # No background job runs in it, so that none leaves a trace in its clones.
                 run(execute(self._url_of(template), f"CREATE EXTENSION {self._extension}"))
@@ -163,20 +163,18 @@ class RealServer:
         self._templates.clear()
 
     def _next(self, template: str) -> str:
-        if self._current is not None:
-            run(execute(self._url, f"DROP DATABASE {self._current} WITH (FORCE)"))
-            self._current = None
+        last, self._current = self._current, None
         self._count += 1
         name = f"{self._prefix}_{self._count}"
-        run(self._create(name, template))
+        drop = [] if last is None else [f"DROP DATABASE {last} WITH (FORCE)"]
+        run(execute(self._url, *drop, self._creation(name, template)))
         self._current = name
-        run(self._quiet(name))
+        if self._extension:
+            run(self._quiet(name))
         return self._url_of(name)
 
-    async def _create(self, name: str, template: str) -> None:
-        await execute(
-            self._url, f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY {self._strategy}"
-        )
+    def _creation(self, name: str, template: str) -> str:
+        return f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY {self._strategy}"
 
     async def _close_to_all(self, name: str) -> None:
         """Nobody is connected, TimescaleDB's scheduler included: only then can it be cloned."""

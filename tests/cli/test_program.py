@@ -63,7 +63,7 @@ def test_an_error_in_a_process_of_its_own(kurisu_program: Program) -> None:
     ("arguments", "says"),
     [
         (["nope"], "No such command"),
-        (["candles", "show"], "--market"),
+        (["candles", "show"], "name one market"),
         (["candles", "show", "--market", "BTC/USDT"], "EXCHANGE:SYMBOL"),
         (["candles", "show", "--market", "binance:BTC/USDT", "--timeframe", "7m"], "7m"),
         (["candles", "show", "--market", "binance:BTC/USDT", "--since", "soon"], "--since 'soon'"),
