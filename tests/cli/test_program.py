@@ -135,6 +135,8 @@ def test_the_server_can_be_watched_and_stopped(own_home: Program) -> None:
     assert program("server", "url").out.strip() == started["url"]
     assert program("db", "upgrade", "--json").json["done"] != []
     assert program("db", "upgrade").out == "the database is up to date\n"
+    refused = program("server", "stop", "--database", "postgresql://host/db", code=2)
+    assert "not Kurisu's to stop" in refused.err
     assert program("server", "stop", "--json").json == {"stopped": True}
     assert program("server", "stop").out == "it was not running\n"
 

@@ -10,6 +10,7 @@ import typer
 
 from kurisu.cli.command import Session, command
 from kurisu.cli.output import table
+from kurisu.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from kurisu.server import ClusterStatus
@@ -55,6 +56,10 @@ def stop(session: Session) -> None:
     """Stop it: sessions end, committed data is safe."""
     from kurisu.server import Cluster
 
+    if session.database:
+        raise InvalidArgument(
+            "this stops the embedded server; the one that --database names is not Kurisu's to stop"
+        )
     stopped = Cluster().stop()
     session.result({"stopped": stopped}, "stopped" if stopped else "it was not running")
 
