@@ -27,6 +27,7 @@ from kurisu.exchange.exact import (
 )
 from kurisu.exchange.port import TradeQuery
 from kurisu.exchange.settings import ExchangeSettings
+from kurisu.exchange.streams import _kline
 from kurisu.exchange.trades import trade_pages
 
 SYMBOLS = {"binance": "SHIB/USDT", "bitfinex": "BTC/USD", "kraken": "XRP/USDT"}
@@ -250,12 +251,13 @@ def test_an_id_that_ccxt_makes_is_none() -> None:
     assert [trade["id"] for trade in exchange.parse_trades([row, row], market)] == [None, None]
 
 
-#: venue: a candle of a contract, by REST and on the stream, of which 12 were traded. CCXT takes the
-#: 34 of the base or quote currency, or one on REST and the other on the stream.
-COUNTED: dict[str, tuple[Any, Any]] = {
-    "okx": (["60000", "1", "1", "1", "1", "12", "34", "56", "1"], None),
-    "binance": ([60000, "1", "1", "1", "1", "12", 119999, "34", 5, "6", "7", "0"], None),
-    "binancecoinm": ([60000, "1", "1", "1", "1", "12", 119999, "34", 5, "6", "7", "0"], None),
+#: venue: a candle of an inverse contract, by REST and on the stream: 12 contracts, 34 base units.
+INVERSE: dict[str, tuple[Any, Any]] = {
+    "binance": (
+        [60000, "1", "1", "1", "1", "12", 119999, "34", 5, "6", "7", "0"],
+        '{"e":"kline","k":{"t":60000,"s":"X","i":"1m","o":"1","h":"1","l":"1","c":"1","v":"12",'
+        '"q":"34","x":true}}',
+    ),
     "bybit": (
         ["60000", "1", "1", "1", "1", "12", "34"],
         {"start": 60000, "open": "1", "high": "1", "low": "1", "close": "1", "volume": "12",
@@ -265,8 +267,8 @@ COUNTED: dict[str, tuple[Any, Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("venue", COUNTED)
-def test_volumes_of_contracts_are_in_the_unit_of_their_trades(venue: str) -> None:
+@pytest.mark.parametrize("venue", INVERSE)
+def test_volumes_of_contracts_are_of_one_unit_by_rest_and_on_the_stream(venue: str) -> None:
     import ccxt.pro
 
     exchange = exact_class(getattr(ccxt.pro, venue))({"number": str})
@@ -274,11 +276,13 @@ def test_volumes_of_contracts_are_in_the_unit_of_their_trades(venue: str) -> Non
         {"id": "X", "symbol": "X/Y:X", "type": "swap", "swap": True, "contract": True,
          "linear": False, "inverse": True}
     )  # fmt: skip
-    rest, stream = COUNTED[venue]
-    row = [60000, "1", "1", "1", "1", "12"]
+    rest, stream = INVERSE[venue]
+    row = [60000, "1", "1", "1", "1", "34"]
     assert exchange.parse_ohlcv(rest, market) == row
-    assert [list(found) for found in exchange.parse_ohlcvs([rest] * 20, market)] == [row] * 20
-    if stream is not None:
+    if isinstance(stream, str):
+        ((symbol, update),) = _kline({"X": "X/Y:X"}, {"X/Y:X": market}, stream, "1m")
+        assert (symbol, list(update.row)) == ("X/Y:X", row)
+    else:
         assert exchange.parse_ws_ohlcv(stream, market) == row
 
 

@@ -81,10 +81,11 @@ def test_a_contract() -> None:
         name=made.name, exchange_symbol="BTC-USD-SWAP", type="swap", active=True,
         settle_asset="BTC", linear=False, contract_size=Decimal(100), price_tick=Decimal("0.1"),
         amount_tick=Decimal(1), price_precision=1, amount_precision=0, min_amount=Decimal(1),
-        volume_unit="contracts", meta=made.meta,
+        volume_unit="base", meta=made.meta,
     )  # fmt: skip
     assert str(made.name) == "okx:BTC/USD:BTC"
     assert made.meta["info"] == {"instId": "BTC-USD-SWAP", "tickSz": "0.1"}
+    assert listing("gate", swap(), PrecisionMode.TICK_SIZE).volume_unit == "contracts"
 
 
 def test_what_cannot_be_stored_is_named() -> None:

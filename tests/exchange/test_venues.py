@@ -204,7 +204,7 @@ def binancecoinm(path: str, query: Query) -> Any:
     since, until = int(query["startTime"]), int(query["endTime"])
     assert until - since <= 200 * 86_400_000
     return [
-        [b.open_ms, *map(str, b[1:6]), b.open_ms + 1, "1"]
+        [b.open_ms, *map(str, b[1:5]), "1", b.open_ms + 1, str(b.volume)]
         for b in rows(query["interval"], since, until, int(query["limit"]), newest=True)
     ]
 

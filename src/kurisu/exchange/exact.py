@@ -69,11 +69,6 @@ class BrokenAnswer(Exception):  # becomes kurisu.errors.BadAnswer at the boundar
     """A 200 whose body is not the JSON it should be."""
 
 
-#: Exchanges whose candles of contracts say how many were traded, as well as what in the base or
-#: quote currency, which CCXT takes (of coin-margined ones only, but for OKX).
-_COUNTED: Final = frozenset({"binance", "binanceusdm", "binancecoinm", "bitget", "bybit", "okx"})
-#: Where the volume stands in a candle of CCXT's, and the count in one of theirs.
-_VOLUME: Final = 5
 #: Binary messages of a connection that are remembered.
 HEARD_MESSAGES: Final = 100
 #: Body text that is kept for an error message.
@@ -229,16 +224,6 @@ class _Exact(_CcxtClass):  # type: ignore[misc]
         if type(row[0]) is not int:
             # CCXT would drop it without a word, and a page of such rows would look empty.
             raise BrokenAnswer(f"a candle without a time: {str(args[0])[:BODY_CHARACTERS]}")
-        return self._in_contracts(row, *args)
-
-    def parse_ws_ohlcv(self, *args: Any, **more: Any) -> Any:
-        return self._in_contracts(super().parse_ws_ohlcv(*args, **more), *args)
-
-    def _in_contracts(self, row: Any, raw: Any, market: Any = None, *_: Any) -> Any:
-        """`row` with the volume in the unit of the trades' amounts: CCXT takes another figure, and
-        on Binance's streams yet another than on REST."""
-        if self.id in _COUNTED and market is not None and market.get("contract"):
-            row[_VOLUME] = raw[_VOLUME] if isinstance(raw, list) else raw["volume"]
         return row
 
     def parse_ohlcvs(

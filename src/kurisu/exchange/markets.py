@@ -33,6 +33,11 @@ _MODES: Final = {
     4: PrecisionMode.TICK_SIZE,
 }
 
+#: Where CCXT's candle volume of contracts was read to be in base units; elsewhere it is contracts.
+_VOLUME_IN_BASE: Final = frozenset(
+    {"binance", "binancecoinm", "binanceusdm", "bitget", "bybit", "deribit", "htx", "huobi", "okx"}
+)
+
 #: Where amounts of contracts are not a number of contracts, but what these are worth: USD of an
 #: inverse one, base units of a linear one (Deribit's own `amount`; CCXT hands it on, and says a
 #: contract size beside it).
@@ -102,7 +107,7 @@ def listing(exchange: str, market: Mapping[str, Any], mode: PrecisionMode) -> Ma
     size = _positive(market.get("contractSize")) if contract else None
     if size is not None and exchange in _AMOUNTS_IN_UNITS:
         size = Decimal(1)
-    unit = "contracts" if contract else "base"
+    unit = "base" if not contract or exchange in _VOLUME_IN_BASE else "contracts"
     return MarketListing(
         name=name,
         exchange_symbol=exchange_symbol,

@@ -356,10 +356,11 @@ class Streams:
         self, tap: Tap, rows: Sequence[Any], timeframe: str
     ) -> list[tuple[str, CandleUpdate]]:
         found: list[tuple[str, CandleUpdate]] = []
+        markets, interval = self._client.markets, self._client.timeframes[timeframe]
         with self._translating():
             for row in rows:
                 if type(row) is str:
-                    found += _kline(tap.ids, row, self._client.timeframes[timeframe])
+                    found += _kline(tap.ids, markets, row, interval)
                 else:
                     symbol, values = row
                     found.append((symbol, CandleUpdate(self._exchange.candle_row(values))))
@@ -397,14 +398,19 @@ def _agg_trades(ids: dict[str, str], texts: Sequence[str]) -> list[tuple[str, Tr
         raise _broken(texts[-1]) from error
 
 
-def _kline(ids: dict[str, str], text: str, interval: str) -> list[tuple[str, CandleUpdate]]:
-    """A message of <symbol>@kline_<interval>, which says whether the candle has closed."""
+def _kline(
+    ids: dict[str, str], markets: dict[str, Any], text: str, interval: str
+) -> list[tuple[str, CandleUpdate]]:
+    """A message of <symbol>@kline_<interval>, which says whether the candle has closed. Of an
+    inverse contract `v` counts contracts, and CCXT's REST gives what `q` says, base units."""
     try:
         k = decode(text)["k"]
         if k["i"] != interval or k["s"] not in ids:
             return []
-        row = CandleRow(k["t"], k["o"], k["h"], k["l"], k["c"], k["v"])
-        return [(ids[k["s"]], CandleUpdate(row, k["x"] is True))]
+        symbol = ids[k["s"]]
+        volume = k["q" if markets[symbol].get("inverse") else "v"]
+        row = CandleRow(k["t"], k["o"], k["h"], k["l"], k["c"], volume)
+        return [(symbol, CandleUpdate(row, k["x"] is True))]
     except (ValueError, KeyError, TypeError) as error:
         raise _broken(text) from error
 
