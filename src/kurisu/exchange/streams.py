@@ -38,6 +38,8 @@ MOST_KEEPALIVE_MS: Final = 15_000
 QUICK_REFUSALS: Final = 3
 REFUSED_S: Final = 10.0
 LONGEST_REFUSED_S: Final = 6 * 3600.0
+#: Doubled so often it is longer than any of that; without a bound it is no float after months.
+MOST_DOUBLED: Final = 20
 
 #: Exchanges of CCXT whose messages are read here.
 _BINANCE: Final = frozenset({"binance", "binanceus", "binanceusdm", "binancecoinm"})
@@ -186,7 +188,7 @@ class Wires:
 
     def refused(self, client: Any, error: Exception) -> None:
         now_s = time.monotonic()
-        wait_s = min(REFUSED_S * 2.0**self._refusals, LONGEST_REFUSED_S)
+        wait_s = min(REFUSED_S * 2 ** min(self._refusals, MOST_DOUBLED), LONGEST_REFUSED_S)
         if self._refusals < QUICK_REFUSALS or now_s - self._refused_s >= wait_s:
             self._refusals, self._refused_s = self._refusals + 1, now_s
             client.on_error(error)

@@ -6,7 +6,10 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final, ParamSpec, TypeVar
 
+from sqlalchemy.exc import DBAPIError
+
 from kurisu.errors import DatabaseError, EngineRefused, MigrationNeeded, WriteRefused
+from kurisu.store.connect import sqlstate
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -16,6 +19,8 @@ T = TypeVar("T")
 DATABASE_ATTEMPTS: Final = 8
 FIRST_PAUSE_S: Final = 0.25
 LONGEST_PAUSE_S: Final = 10.0
+#: What a statement says that is wrong, or that a role may not make: a restart changes nothing.
+_WRONG: Final = "42"
 
 
 async def patiently(call: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -29,8 +34,14 @@ async def patiently(call: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.
             return await call(*args, **kwargs)
         except (WriteRefused, EngineRefused, MigrationNeeded):
             raise
-        except DatabaseError:
-            if attempt + 1 == DATABASE_ATTEMPTS:
+        except DatabaseError as error:
+            if attempt + 1 == DATABASE_ATTEMPTS or _is_wrong(error):
                 raise
             await asyncio.sleep(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**attempt))
     raise AssertionError("the loop returns or raises")  # pragma: no cover
+
+
+def _is_wrong(error: DatabaseError) -> bool:
+    cause = error.__cause__
+    state = sqlstate(cause) if isinstance(cause, DBAPIError) else getattr(cause, "sqlstate", None)
+    return (state or "").startswith(_WRONG)

@@ -14,6 +14,7 @@ from kurisu.errors import DatabaseError, ExchangeError, RetentionConflict, Write
 from kurisu.exchange.candles import CandlePage, PageStatus, candle_pages
 from kurisu.exchange.clock import from_ms, to_ms
 from kurisu.exchange.port import StreamingExchange
+from kurisu.exchange.streams import MOST_DOUBLED
 from kurisu.exchange.trades import trade_pages
 from kurisu.exchange.venues import TradePaging
 from kurisu.ingest.live.candles import CandleFollower
@@ -248,7 +249,7 @@ class Refiller:
         """The market trades, and its stream, heard last at `heard_s`, does not say so."""
         if heard_s > turn.revived_s:
             turn.revivals = 0
-        wait_s = min(REVIVED_S * (2.0**turn.revivals - 1), LONGEST_REVIVED_S)
+        wait_s = min(REVIVED_S * (2 ** min(turn.revivals, MOST_DOUBLED) - 1), LONGEST_REVIVED_S)
         if time.monotonic() - turn.revived_s < wait_s:
             return
         turn.revivals, turn.revived_s = turn.revivals + 1, time.monotonic()
