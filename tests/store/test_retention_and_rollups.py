@@ -198,7 +198,9 @@ async def test_candles_on_the_edge_go_by_whole_days(store: Store, market: Market
     if store.engine.is_community:
         pytest.skip("Community drops whole chunks, which is TimescaleDB's own business")
     await store.db.set_retention("ohlcv", "400 days")
-    edge = TODAY - 400 * DAY
+    # Not TODAY: since the module was loaded midnight may have passed.
+    today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    edge = today - 400 * DAY
     candles = minutes(edge - timedelta(hours=3), 400)
     await write(store, market, candles)
     await store.db.maintain()
