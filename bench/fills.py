@@ -1,4 +1,4 @@
-"""Fills through the whole path into PostgreSQL: one by one, each committed, and in batches.
+"""Fills through the whole path into PostgreSQL: one by one, by one task and by several, in batches.
 
 Against the goals, as numbers of seconds; and one by one also against what the machine's commits
 cost anyway: the same number of rows inserted into a bare table, one by one.
@@ -6,8 +6,10 @@ cost anyway: the same number of rows inserted into a bare table, one by one.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import time
+from collections.abc import Iterator
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any, Final
@@ -22,6 +24,8 @@ from kurisu.store.markets import Market
 
 ONE_BY_ONE: Final = 2_000
 IN_BATCHES: Final = 50_000
+#: That apply fills at a time, as the strategies and streams of one process do.
+TASKS: Final = 16
 #: Fills a second: the goals.
 GOAL_ONE_BY_ONE: Final = 2_000
 GOAL_IN_BATCHES: Final = 50_000
@@ -46,15 +50,18 @@ async def measure(bench: Bench, pairs: int) -> list[Figure]:
     account = await bench.store.accounts.add("bench", f"f{time.time_ns()}")
     raw: Any = bench.raw
     await raw.execute(_BARE_TABLE)
-    one = _one_by_one(bench, account, market)
+    one = _one_by_one(bench, account, market, 1)
     figures = []
-    measured = await alternate(pairs, one, _goal(ONE_BY_ONE / GOAL_ONE_BY_ONE))
-    figures.append(
-        measured.figure(
-            f"{ONE_BY_ONE:,} fills one by one, each committed",
-            f"{GOAL_ONE_BY_ONE:,} fills a second", goal=1.0,
-        )
-    )  # fmt: skip
+    for tasks in (1, TASKS):
+        run = one if tasks == 1 else _one_by_one(bench, account, market, tasks)
+        measured = await alternate(pairs, run, _goal(ONE_BY_ONE / GOAL_ONE_BY_ONE))
+        by = "" if tasks == 1 else f", by {tasks} tasks"
+        figures.append(
+            measured.figure(
+                f"{ONE_BY_ONE:,} fills one by one{by}, each committed",
+                f"{GOAL_ONE_BY_ONE:,} fills a second", goal=1.0,
+            )
+        )  # fmt: skip
     measured = await alternate(pairs, one, _bare(bench))
     figures.append(
         measured.figure(
@@ -119,13 +126,17 @@ async def _check(bench: Bench, fills: list[Execution]) -> None:
         raise RuntimeError(f"filled {filled} instead of {_AMOUNT * len(fills)}")
 
 
-def _one_by_one(bench: Bench, account: Account, market: Market) -> Run:
+def _one_by_one(bench: Bench, account: Account, market: Market, tasks: int) -> Run:
+    async def take(rest: Iterator[Execution]) -> None:
+        for fill in rest:
+            await bench.store.ledger.apply(account, fill)
+
     async def run() -> Sample:
         fills = await _placed(bench, account, market, ONE_BY_ONE, 10)
         await bench.settle()
+        rest = iter(fills)
         started = time.perf_counter()
-        for fill in fills:
-            await bench.store.ledger.apply(account, fill)
+        await asyncio.gather(*(take(rest) for _ in range(tasks)))
         took = time.perf_counter() - started
         await _check(bench, fills)
         return {"total": took}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 from collections import Counter
@@ -27,7 +28,7 @@ from ledger.histories import (
 from rows import fetch, session, value
 
 from kurisu.domain.execution import Execution, Fee, Side, TakerOrMaker, combine_fees
-from kurisu.domain.order import Order
+from kurisu.domain.order import Order, OrderUpdate
 from kurisu.errors import DatabaseError, LedgerRuleBroken, NotFound
 from kurisu.ledger.balance import book_totals, position_and_postings
 from kurisu.ledger.execution import unmarked_trade_id
@@ -172,12 +173,19 @@ async def test_facts_that_somebody_else_wrote_are_named(
         ),
     ],
 )  # fmt: skip
+@pytest.mark.parametrize("at_once", [False, True])
 async def test_each_step_is_the_core_s(
-    store: Store, account: Account, market: Market, messages: Sequence[Message]
+    store: Store, account: Account, market: Market, messages: Sequence[Message], at_once: bool
 ) -> None:
+    """Also where every call is there before the first is answered: they have their order."""
     pure = Intake(SPOT)
-    for message in messages:
-        (found,) = await tell(store.ledger, account, market, message)
+    if at_once:
+        await store.ledger.terms(market.name)
+        await store.ledger.apply(account, fill("0", "1", exchange_order_id="warm"), market=market)
+        feed(pure, fill("0", "1", exchange_order_id="warm"))
+    calls = [tell(store.ledger, account, market, message) for message in messages]
+    answers = await asyncio.gather(*calls) if at_once else [await call for call in calls]
+    for (found,), message in zip(answers, messages, strict=True):
         same(found, feed(pure, message))
     # And all of it once more says nothing, in a process that knows nothing.
     before = await everything(store)
@@ -304,7 +312,8 @@ async def take(
     ledger: Ledger, account: Account, market: Market, messages: Sequence[Message], *,
     one_by_one: bool,
 ) -> None:  # fmt: skip
-    """Orders first, as they are written before they are sent; the rest at once, or in turn."""
+    """Orders first, as they are written before they are sent; the rest at once, or in turn, some
+    of it by several tasks."""
     rest = [message for message in messages if not isinstance(message, Order)]
     for order in messages:
         if isinstance(order, Order):
@@ -312,7 +321,10 @@ async def take(
     if one_by_one:
         for message in rest[:30]:
             await ledger.apply(account, message, market=market)
-        rest = rest[30:]
+        await asyncio.gather(
+            *(ledger.apply(account, message, market=market) for message in rest[30:200])
+        )
+        rest = rest[200:]
     await ledger.apply_many(account, rest, market=market)
 
 
@@ -487,6 +499,25 @@ async def test_any_text_comes_through_a_batch(
     assert {row.execution.trade_id: row.execution.fees for row in found} == {
         made.trade_id: made.fees for made in fills
     }
+
+
+@pytest.mark.parametrize("is_known", [False, True])
+async def test_a_trade_with_oneself_is_told_when_both_sides_come_together(
+    store: Store, account: Account, market: Market, is_known: bool
+) -> None:
+    """Each of the two fills is plain, and the database has neither yet."""
+    other = {"client_order_id": "other", "exchange_order_id": "X2"}
+    await tell(store.ledger, account, market, placed(), placed(**other, side=Side.SELL))
+    both: list[OrderUpdate | Execution] = [fill("7", "0.5"), fill("7", "0.5", side="sell", exchange_order_id="X2")]
+    if is_known:
+        updates = [said("open", 1), said("open", 1, **other)]
+        await tell(store.ledger, account, market, *updates)
+    else:
+        both = [said("open", 1), said("open", 1, **other), *both]
+    await store.ledger.apply_many(account, both, market=market)
+    assert await fetch(store, "SELECT event_type FROM risk_events") == [("trade_id_reused",)]
+    assert await value(store, "SELECT count(*) FROM executions") == 2
+    await invariants_hold(store)
 
 
 async def test_somebody_with_psql_is_seen(

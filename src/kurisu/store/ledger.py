@@ -25,7 +25,6 @@ from kurisu.domain.market import MarketName
 from kurisu.domain.order import Order, OrderStatus, OrderUpdate
 from kurisu.domain.position import MarketTerms
 from kurisu.errors import InvalidArgument, LedgerRuleBroken, NotFound
-from kurisu.ledger.arithmetic import subtract
 from kurisu.ledger.events import RiskEvent
 from kurisu.ledger.intake import Flag, Outcome, flags_of
 from kurisu.ledger.tally import Verdict
@@ -37,6 +36,7 @@ from kurisu.store.ledger_intake import Raw, Scope
 from kurisu.store.ledger_many import Many, take_in_and_tally
 from kurisu.store.ledger_read import Filter
 from kurisu.store.ledger_state import OWNERS, after, one_view
+from kurisu.store.ledger_turns import Call, Turn, known_outcome, plain_outcome, take_turn
 from kurisu.store.ledger_values import (
     Applied,
     BalanceRow,
@@ -77,6 +77,8 @@ class Ledger:
         self._scopes: dict[tuple[int | None, int | None, str, str], Scope] = {}
         # One writer at a time: what a tally counted is in the database before the next looks.
         self._lock = asyncio.Lock()
+        # The fills that wait for the lock, and are joined by those that come.
+        self._turn: Turn | None = None
         self._connection: AsyncConnection | None = None
         self._raw: Raw | None = None
 
@@ -131,16 +133,12 @@ class Ledger:
         market: where the message has no `symbol`. run_id: of a simulated run, with no account.
         Outcome: what this call changed and what does not add up; `order` is None while the order is
         not ours and the message waits. Risk events are stored with it.
+        Calls of several tasks at a time have their order; fills that wait share a transaction.
         """
         scope = await self._scope_of(account, message.symbol, market, run_id)
         if isinstance(message, Execution):
-            outcome = await self._apply_plain(scope, message)
-        else:
-            outcome = await self._apply_known(scope, message)
-        if outcome is not None:
-            return outcome
-        async with self._session() as raw:
-            return (await take_in_and_tally(raw, scope, [message], self._tallies)).outcomes[0]
+            return await self._apply_fill(scope, message)
+        return await self._apply_update(scope, message)
 
     async def apply_many(
         self,
@@ -556,25 +554,31 @@ class Ledger:
         """asyncpg's own connection, outside any transaction; kept, since a fill has no time for
         the pool. Where a server has one session at a time, nothing is kept.
         """
+        self._turn = None  # fills that come from now on wait behind this
+        async with self._lock, self._connected() as raw:
+            yield raw
+
+    @contextlib.asynccontextmanager
+    async def _connected(self) -> AsyncIterator[Raw]:
+        """The connection of `_session`, for who has the lock."""
         database = self._store.database
-        async with self._lock:
-            with translated(target(database)):
-                if isinstance(database.pool, NullPool):
-                    async with database.connect() as connection:
-                        yield await driver(connection)
-                    return
-                if self._connection is None:
-                    connection = await database.connect()
-                    self._raw = await driver(connection)
-                    self._connection = connection
-                    await self._raw.execute(BY_INDEX)
-                try:
-                    yield self._raw
-                except LedgerRuleBroken:
-                    raise
-                except BaseException:
-                    await self._discard()
-                    raise
+        with translated(target(database)):
+            if isinstance(database.pool, NullPool):
+                async with database.connect() as connection:
+                    yield await driver(connection)
+                return
+            if self._connection is None:
+                connection = await database.connect()
+                self._raw = await driver(connection)
+                self._connection = connection
+                await self._raw.execute(BY_INDEX)
+            try:
+                yield self._raw
+            except LedgerRuleBroken:
+                raise
+            except BaseException:
+                await self._discard()
+                raise
 
     async def _discard(self) -> None:
         """Whatever it was, the next call begins with a connection that is fine."""
@@ -584,44 +588,64 @@ class Ledger:
             await broken.invalidate()
             await broken.close()
 
-    async def _apply_known(self, scope: Scope, update: OrderUpdate) -> Outcome | None:
-        """The answer to an update that says nothing new, as most polls do; else None."""
+    async def _apply_update(self, scope: Scope, update: OrderUpdate) -> Outcome:
+        """An update; one that says nothing new, as most polls do, asks nothing of the database."""
+        self._turn = None
         async with self._lock:
             entry = self._tallies.get(scope, update.exchange_order_id or "")
-            if entry is None or not entry.tally.knows(update):
-                return None
-            order = order_now(entry)
-        flags = flags_of(update, order) | {Flag.NOTHING_NEW}
-        return Outcome(order, order, conditions=entry.tally.conditions, flags=flags)
+            if entry is not None and entry.tally.knows(update):
+                order = order_now(entry)
+                flags = flags_of(update, order) | {Flag.NOTHING_NEW}
+                return Outcome(order, order, conditions=entry.tally.conditions, flags=flags)
+            async with self._connected() as raw:
+                taken = await take_in_and_tally(raw, scope, [update], self._tallies)
+                return taken.outcomes[0]
+
+    async def _apply_fill(self, scope: Scope, execution: Execution) -> Outcome:
+        """A fill, alone or with those that wait for the same turn."""
+        if self._turn is None:
+            self._turn = Turn()
+        turn = self._turn
+        call = turn.join(scope, execution)
+        try:
+            async with self._lock:
+                # Whoever of a turn is here first does the work of all.
+                if not call.is_answered:
+                    if self._turn is turn:
+                        self._turn = None
+                    await self._take_turn(turn.calls)
+        finally:
+            turn.leave(call)
+        return call.answer()
+
+    async def _take_turn(self, calls: Sequence[Call]) -> None:
+        if len(calls) == 1:
+            (call,) = calls
+            call.outcome = await self._apply_plain(call.scope, call.execution)
+            if call.is_answered:
+                return
+        async with self._connected() as raw:
+            await take_turn(raw, calls, self._tallies, target(self._store.database))
 
     async def _apply_plain(self, scope: Scope, execution: Execution) -> Outcome | None:
         """The short way for one fill; None if it is not plain, or the tally is not right."""
-        async with self._lock:
-            entry = self._tallies.get(scope, execution.exchange_order_id)
-            if entry is None or self._raw is None:
-                return None
-            tally = entry.tally
-            verdict = tally.judge(execution)
-            if verdict is Verdict.OTHER:
-                return None
-            before = order_now(entry)
-            if verdict is Verdict.KNOWN:
-                flags = frozenset({Flag.NOTHING_NEW})
-                return Outcome(before, before, conditions=tally.conditions, flags=flags)
-            try:
-                is_written = await write_one(self._raw, entry, execution, scope.terms.settle_asset)
-            except BaseException:
-                await self._discard()
-                with translated(target(self._store.database)):
-                    raise
-            if not is_written:
-                self._tallies.drop(scope, execution.exchange_order_id)
-                return None
-            self._tallies.grown(1)
-        order = order_now(entry)
-        cost, symbol = subtract(order.cost, before.cost), scope.terms.name.symbol
-        row = execution
-        if execution.cost != cost or execution.symbol != symbol:
-            row = replace(execution, cost=cost, symbol=symbol)
-        flags = frozenset({Flag.AFTER_END} if before.status.is_terminal else ())
-        return Outcome(before, order, inserted=(row,), conditions=tally.conditions, flags=flags)
+        entry = self._tallies.get(scope, execution.exchange_order_id)
+        if entry is None or self._raw is None:
+            return None
+        verdict = entry.tally.judge(execution)
+        if verdict is Verdict.OTHER:
+            return None
+        if verdict is Verdict.KNOWN:
+            return known_outcome(entry)
+        before = order_now(entry)
+        try:
+            is_written = await write_one(self._raw, entry, execution, scope.terms.settle_asset)
+        except BaseException:
+            await self._discard()
+            with translated(target(self._store.database)):
+                raise
+        if not is_written:
+            self._tallies.drop(scope, execution.exchange_order_id)
+            return None
+        self._tallies.grown(1)
+        return plain_outcome(entry, before, execution, scope)

@@ -170,7 +170,7 @@ class Batch:
         self.entries: dict[int, Entry] = {}
         self._scope = scope
         self._settle_asset = scope.terms.settle_asset
-        self._trade_ids: list[str] = []
+        self._trade_ids: set[str] = set()
         self._lines: list[str] = []
 
     def __len__(self) -> int:
@@ -183,7 +183,7 @@ class Batch:
         dropped, since it may have counted some. All fills of an order are given at once.
         """
         tally, known, lines, trade_ids = entry.tally, 0, [], []
-        scope = self._scope
+        scope, of_others = self._scope, self._trade_ids
         # Before what differs between the fills of an order.
         head = "\t".join(
             (_NULL if scope.account_id is None else str(scope.account_id), str(scope.market_id),
@@ -194,7 +194,8 @@ class Batch:
             if verdict is Verdict.KNOWN:
                 known += 1
                 continue
-            if verdict is not Verdict.PLAIN:
+            # A trade id of two orders is an event, and the database cannot see those on their way.
+            if verdict is not Verdict.PLAIN or execution.trade_id in of_others:
                 return None
             cost = tally.count(execution)
             fees = execution.fees
@@ -213,7 +214,7 @@ class Batch:
         if lines:
             self.entries[entry.order_id] = entry
             self._lines += lines
-            self._trade_ids += trade_ids
+            self._trade_ids.update(trade_ids)
         return known
 
     async def _text(self) -> AsyncGenerator[bytes, None]:
@@ -230,7 +231,7 @@ class Batch:
                 version = await raw.fetchval(
                     HOLD_ORDERS, scope.account_id, scope.market_id,
                     [entry.order_id for entry in entries], [entry.version for entry in entries],
-                    self._trade_ids,
+                    list(self._trade_ids),
                 )  # fmt: skip
                 if version is None:
                     return False
