@@ -109,7 +109,7 @@ async def test_facts_that_somebody_else_wrote_are_named(
         await tell(ledger, account, market, news if table == "waiting_orders" else said("open", 2))
 
 
-@pytest.mark.parametrize(
+EXAMPLES = pytest.mark.parametrize(
     "messages",
     [
         pytest.param(
@@ -173,6 +173,9 @@ async def test_facts_that_somebody_else_wrote_are_named(
         ),
     ],
 )  # fmt: skip
+
+
+@EXAMPLES
 @pytest.mark.parametrize("at_once", [False, True])
 async def test_each_step_is_the_core_s(
     store: Store, account: Account, market: Market, messages: Sequence[Message], at_once: bool
@@ -196,6 +199,35 @@ async def test_each_step_is_the_core_s(
             assert Flag.NOTHING_NEW in found.flags, message
     await other.close()
     assert await everything(store) == before
+
+
+@EXAMPLES
+@pytest.mark.parametrize("size", [2, 100])
+async def test_in_batches_all_of_it_comes_to_the_same(
+    store: Store, account: Account, market: Market, messages: Sequence[Message], size: int
+) -> None:
+    """Orders, executions and events; with another process's tallies and none."""
+    pure = Intake(SPOT)
+    for message in messages:
+        feed(pure, message)
+    rest = list(messages)
+    while rest:
+        if isinstance(rest[0], Order):
+            await tell(store.ledger, account, market, rest.pop(0))
+            continue
+        batch: list[OrderUpdate | Execution] = []
+        while rest and len(batch) < size and not isinstance(rest[0], Order):
+            batch.append(rest.pop(0))  # type: ignore[arg-type]
+        await store.ledger.apply_many(account, batch, market=market)
+    orders = await store.ledger.orders(account)
+    stored = [row.execution for row in await store.ledger.executions(account)]
+    events = await fetch(store, "SELECT event_type, details FROM risk_events")
+    assert facts_of(
+        orders, stored, [(kind, tuple(sorted(details.items()))) for kind, details in events]
+    ) == facts_of(
+        pure.orders(), pure.executions(), [(e.event_type.value, e.details) for e in pure.events()]
+    )
+    await invariants_hold(store)
 
 
 async def everything(store: Store) -> dict[str, list[tuple[Any, ...]]]:
@@ -508,7 +540,10 @@ async def test_a_trade_with_oneself_is_told_when_both_sides_come_together(
     """Each of the two fills is plain, and the database has neither yet."""
     other = {"client_order_id": "other", "exchange_order_id": "X2"}
     await tell(store.ledger, account, market, placed(), placed(**other, side=Side.SELL))
-    both: list[OrderUpdate | Execution] = [fill("7", "0.5"), fill("7", "0.5", side="sell", exchange_order_id="X2")]
+    both: list[OrderUpdate | Execution] = [
+        fill("7", "0.5"),
+        fill("7", "0.5", side="sell", exchange_order_id="X2"),
+    ]
     if is_known:
         updates = [said("open", 1), said("open", 1, **other)]
         await tell(store.ledger, account, market, *updates)
