@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,9 +13,12 @@ from exchange_server.truth import Listing
 from exchange_server.world import NOW_MS, Opener
 from rows import fetch, value
 
+from kurisu.domain.execution import Side
 from kurisu.domain.listing import MarketListing
 from kurisu.domain.market import MarketName
+from kurisu.domain.order import Order, OrderType
 from kurisu.errors import InvalidArgument
+from kurisu.exchange.clock import from_ms
 from kurisu.ingest.market_sync import sync_markets
 from kurisu.store.market_sync import MarketChange, MarketSync
 from kurisu.store.store import Store
@@ -145,3 +149,29 @@ async def test_filters_narrow_down(store: Store) -> None:
     assert await symbols(base="ETH") == ["ETH/EUR"]
     assert await symbols(quote="USDT", type="spot") == ["BTC/USDT"]
     assert await symbols(active=False) == []
+
+
+async def test_a_contract_size_that_orders_were_counted_with_stays(store: Store) -> None:
+    """Another one would count every old fill anew; the rest of the entry is stored."""
+    swap = partial(listing, "BTC/USDT:USDT", linear=True)
+    await store.markets.sync("okx", [swap(contract_size=Decimal("0.01"))])
+    report = await store.markets.sync("okx", [swap(contract_size=Decimal("0.001"))])
+    assert [change.field for change in report.changes] == ["contract_size"]
+    account = await store.accounts.add("okx", "main")
+    await store.ledger.place(
+        Order(
+            market=MarketName.of("okx", "BTC/USDT:USDT"), side=Side.BUY, type=OrderType.MARKET,
+            amount=Decimal(1), created_at=from_ms(NOW_MS), updated_at=from_ms(NOW_MS),
+            client_order_id="a", account_id=account.id,
+        )
+    )  # fmt: skip
+    for said, size in (("none", None), ("0.1", Decimal("0.10"))):
+        tick = Decimal(f"{len(said)}")
+        changed = [swap(contract_size=size, price_tick=tick)]
+        report = await store.markets.sync("okx", changed, skipped=[("X/Y", "why")])
+        reason = f"contract_size {said}: the ledger has orders with 0.001, which stays"
+        assert report.skipped == [("X/Y", "why"), ("BTC/USDT:USDT", reason)]
+        assert [change.field for change in report.changes] == ["price_tick"]
+        assert (await store.ledger.terms(MarketName.of("okx", "BTC/USDT:USDT"))).contract_size == (
+            Decimal("0.001")
+        )

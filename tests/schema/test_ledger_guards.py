@@ -419,12 +419,49 @@ class TestFromElsewhere:
         )
         assert {row["proname"] for row in found} == {
             "kurisu_are_fees", "kurisu_append_only", "kurisu_caller", "kurisu_guard_orders",
-            "kurisu_keep_id", "kurisu_time_is_given",
+            "kurisu_keep_exchange", "kurisu_keep_id", "kurisu_time_is_given",
         }  # fmt: skip
 
     @pytest.mark.parametrize("table", ["orders", "accounts"])
     async def test_ids_stay(self, psql: Connection, table: str) -> None:
         await refused(psql, f"UPDATE {table} SET id = DEFAULT", f"{table}.id never changes")
+
+    @pytest.mark.parametrize(
+        "changed",
+        ["exchange = 'okx'", "symbol = 'BTC/USDC'", "symbol = 'BTC/USDT:USDT', contract_size = 1",
+         "contract_size = 0.01"],
+    )  # fmt: skip
+    async def test_what_orders_were_counted_with_stays(
+        self, psql: Connection, changed: str
+    ) -> None:
+        await refused(
+            psql, f"UPDATE markets SET {changed} WHERE symbol = 'BTC/USDT'", "has orders: its"
+        )
+        # Nothing was counted with the other one.
+        await psql.execute(f"UPDATE markets SET {changed} WHERE symbol = 'ETH/USDT'")
+
+    async def test_a_contract_s_size_is_said_once(self, psql: Connection) -> None:
+        market = "symbol = 'BTC/USDT:USDT'"
+        await psql.execute(
+            "INSERT INTO markets (exchange, symbol, base_asset, quote_asset, settle_asset, type) "
+            "VALUES ('binance', 'BTC/USDT:USDT', 'BTC', 'USDT', 'USDT', 'swap')"
+        )
+        await psql.execute(
+            "INSERT INTO orders (client_order_id, market_id, side, type, amount, remaining, status)"
+            f" SELECT 'c', id, 'buy', 'market', 1, 1, 'open' FROM markets WHERE {market}"
+        )
+        await psql.execute(f"UPDATE markets SET contract_size = 0.01 WHERE {market}")
+        for size in ("0.1", "NULL"):
+            await refused(
+                psql, f"UPDATE markets SET contract_size = {size} WHERE {market}", "has orders"
+            )
+        await psql.execute(
+            f"UPDATE markets SET contract_size = 0.010, active = false WHERE {market}"
+        )
+
+    async def test_an_account_stays_at_its_exchange(self, psql: Connection) -> None:
+        await refused(psql, "UPDATE accounts SET exchange = 'okx'", "stays at its exchange")
+        await psql.execute("UPDATE accounts SET exchange = exchange, name = name || '2'")
 
 
 class TestWhatCannotBeRead:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import random
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from decimal import Decimal
 from typing import Any, Final
@@ -210,15 +211,12 @@ async def test_in_batches_all_of_it_comes_to_the_same(
     pure = Intake(SPOT)
     for message in messages:
         feed(pure, message)
-    rest = list(messages)
-    while rest:
-        if isinstance(rest[0], Order):
-            await tell(store.ledger, account, market, rest.pop(0))
-            continue
-        batch: list[OrderUpdate | Execution] = []
-        while rest and len(batch) < size and not isinstance(rest[0], Order):
-            batch.append(rest.pop(0))  # type: ignore[arg-type]
-        await store.ledger.apply_many(account, batch, market=market)
+    for is_order, part in itertools.groupby(messages, lambda one: isinstance(one, Order)):
+        rest: Iterator[Any] = iter(part)
+        if is_order:
+            await tell(store.ledger, account, market, *rest)
+        while batch := list(itertools.islice(rest, size)):
+            await store.ledger.apply_many(account, batch, market=market)
     orders = await store.ledger.orders(account)
     stored = [row.execution for row in await store.ledger.executions(account)]
     events = await fetch(store, "SELECT event_type, details FROM risk_events")

@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from kurisu.domain.listing import MarketListing
 from kurisu.domain.market import MarketName
+from kurisu.domain.money import plain
 from kurisu.schema import Market as MarketRow
 
 #: Advisory lock of a transaction that synchronises markets, with a hash of the exchange's name:
@@ -29,6 +30,9 @@ RULES: Final = (
     "price_tick", "amount_tick", "price_precision", "amount_precision",
     "min_amount", "max_amount", "min_price", "max_price", "min_cost", "max_cost",
 )  # fmt: skip
+
+# Whether orders were counted with a market's terms. Parameters: market_id. Columns: exists.
+HAS_ORDERS: Final = "SELECT EXISTS (SELECT 1 FROM orders WHERE market_id = :market_id)"
 
 LOCK: Final = "SELECT pg_advisory_xact_lock(:lock, hashtext(:exchange))"
 
@@ -51,7 +55,8 @@ class MarketSync:
         because candles of theirs were imported; their rules were filled in.
     changes: of rules and status, by market. unlisted: markets that are not listed any more and
         became inactive; each is among `changes`, too.
-    skipped: (symbol, reason) of what cannot be stored.
+    skipped: (symbol, reason) of what cannot be stored; also of a contract size that orders were
+        not counted with.
     """
 
     exchange: str
@@ -94,6 +99,14 @@ async def sync(
             report.added.append(str(listing.name))
             new.append(columns)
             continue
+        kept, said = stored["contract_size"], columns["contract_size"]
+        if kept not in {None, said} and await _has_orders(connection, stored["id"]):
+            # It would count every old fill anew.
+            columns["contract_size"] = kept
+            report.skipped.append(
+                (listing.symbol, f"contract_size {'none' if said is None else plain(said)}: "
+                 f"the ledger has orders with {plain(kept)}, which stays")
+            )  # fmt: skip
         found = _changes(listing.name, stored, columns)
         if stored["exchange_symbol"] is None:
             report.described.append(str(listing.name))
@@ -138,6 +151,10 @@ async def describe(connection: AsyncConnection, market_id: int, listing: MarketL
         .where(MarketRow.id == market_id)
         .values(**_columns(listing), updated_at=func.now())
     )
+
+
+async def _has_orders(connection: AsyncConnection, market_id: int) -> bool:
+    return bool(await connection.scalar(text(HAS_ORDERS), {"market_id": market_id}))
 
 
 def _columns(listing: MarketListing) -> dict[str, Any]:

@@ -221,7 +221,7 @@ class Markets:
                 listed_types={one.type for one in listings},
                 chosen={key: value for key, value in chosen.items() if value is not None},
             )
-        report.skipped = [*skipped]
+        report.skipped[:0] = skipped
         return report
 
 
