@@ -143,6 +143,29 @@ async def test_one_that_is_given_up_while_it_waits_is_not_written(
     assert [row[0] for row in rows] == ["0-0", "0-2", "0-3", "0-5", "0-first"]
 
 
+@pytest.mark.parametrize("given_up", [0, 1])
+async def test_one_that_is_given_up_on_its_way_leaves_the_others(
+    store: Store, account: Account, market: Market, given_up: int
+) -> None:
+    """The first is alone on its way; the second then, with all the others."""
+    tasks = [
+        asyncio.ensure_future(store.ledger.apply(account, of(n % ORDERS, str(n)), market=market))
+        for n in range(12)
+    ]
+    await (asyncio.sleep(0.0002) if given_up == 0 else tasks[0])
+    await asyncio.sleep(0)
+    tasks[given_up].cancel()
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    others = [outcome for n, outcome in enumerate(outcomes) if n != given_up]
+    assert all(isinstance(outcome, Outcome) for outcome in others)
+    stored = {row[0] for row in await fetch(store, "SELECT trade_id FROM executions")}
+    assert stored >= {of(n % ORDERS, str(n)).trade_id for n in range(12) if n != given_up}
+    # What was given up may be there or not; said again, it is there once.
+    await store.ledger.apply(account, of(given_up, str(given_up)), market=market)
+    assert await value(store, "SELECT count(*) FROM executions") == 12 + ORDERS
+    assert await value(store, "SELECT sum(filled) FROM orders") == Decimal("5.2")
+
+
 async def test_a_lost_connection_is_an_error_of_one(
     store: Store, account: Account, market: Market, url: str
 ) -> None:
