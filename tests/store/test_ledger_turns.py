@@ -16,8 +16,9 @@ from kurisu.domain.execution import Execution
 from kurisu.errors import DatabaseError, InvalidArgument
 from kurisu.ledger.intake import Flag, Outcome
 from kurisu.store.accounts import Account
+from kurisu.store.ledger_turns import MOST
 from kurisu.store.markets import Market
-from kurisu.store.store import Store
+from kurisu.store.store import Store, open_store
 
 pytestmark = pytest.mark.parametrize("tier", REAL_TIERS, indirect=True)
 
@@ -74,6 +75,17 @@ async def test_what_waits_shares_a_transaction(
     again = await apply_at_once(store, account, market, fills)
     assert all(Flag.NOTHING_NEW in o.flags for o in again if isinstance(o, Outcome))
     assert len(again) == 80
+
+
+async def test_a_turn_has_an_end(store: Store, account: Account, market: Market) -> None:
+    fills = [of(n % ORDERS, str(n), "0.001") for n in range(2 * MOST + 2)]
+    outcomes = await apply_at_once(store, account, market, fills)
+    assert all(isinstance(outcome, Outcome) for outcome in outcomes)
+    sizes = "SELECT count(*) FROM executions WHERE trade_id NOT LIKE '%first' GROUP BY xmin::text"
+    assert sorted(row[0] for row in await fetch(store, sizes)) == [1, 1, MOST, MOST]
+    assert await value(store, "SELECT sum(filled) FROM orders") == ORDERS + len(fills) * Decimal(
+        "0.001"
+    )
 
 
 async def test_of_what_waits_only_the_wrong_one_is_refused(
@@ -182,6 +194,38 @@ async def test_a_lost_connection_is_an_error_of_one(
     assert await value(
         store, "SELECT filled FROM orders WHERE exchange_order_id = 'X0'"
     ) == Decimal("1.9")
+
+
+@pytest.mark.parametrize("pooled", [True, False])
+async def test_a_turn_that_breaks_off_leaves_nothing_counted(
+    account: Account, market: Market, url: str, pooled: bool
+) -> None:
+    async with (
+        open_store(url if pooled else f"{url}{'&' if '?' in url else '?'}pgbouncer=true") as store,
+        session(url) as other,
+        session(url) as observer,
+    ):
+        for number in range(ORDERS):
+            await store.ledger.apply(account, of(number, "first", "1"), market=market)
+        holds = other.transaction()
+        await holds.start()
+        await other.execute("SELECT 1 FROM orders WHERE exchange_order_id = 'X0' FOR UPDATE")
+        fills = [of(1, "a"), of(0, "b"), of(0, "c"), of(2, "d")]
+        task = asyncio.ensure_future(apply_at_once(store, account, market, fills))
+        waits = (
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
+        while not await observer.fetch(waits):  # noqa: ASYNC110  # the server has no event for it
+            await asyncio.sleep(0.01)
+        await holds.rollback()
+        first, broken, *rest = await task
+        assert isinstance(broken, DatabaseError)
+        assert [type(outcome) for outcome in (first, *rest)] == [Outcome] * 3
+        again = await store.ledger.apply(account, fills[1], market=market)
+        assert again.order
+        assert again.order.filled == Decimal("1.2")
+        assert await value(store, "SELECT count(*) FROM executions") == ORDERS + 4
 
 
 async def test_two_markets_and_a_wrong_call_do_not_disturb_each_other(

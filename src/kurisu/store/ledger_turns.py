@@ -27,6 +27,9 @@ _NO_FLAGS: Final[frozenset[Flag]] = frozenset()
 _AFTER_END: Final = frozenset({Flag.AFTER_END})
 _NOTHING_NEW: Final = frozenset({Flag.NOTHING_NEW})
 
+#: Calls that one turn answers, at most; those behind them have the next.
+MOST: Final = 1_000
+
 #: The database does not take one of the rows; alone, the others may be fine.
 _ONE_IS_WRONG: Final = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
 
@@ -128,11 +131,20 @@ class _Together:
 
 
 async def take_turn(raw: Raw, calls: Sequence[Call], tallies: Tallies, where: str) -> None:
-    """Answer every call that has no answer yet. where: the database, for errors.
+    """Answer the calls that have no answer yet, the first `MOST`. where: the database, for errors.
 
     Raises what is no call's own error, as a lost connection is; the calls that are left without an
     answer can have another turn.
     """
+    try:
+        await _take_turn(raw, [call for call in calls if not call.is_answered], tallies, where)
+    except BaseException:
+        # They have counted what may not be there.
+        tallies.clear()
+        raise
+
+
+async def _take_turn(raw: Raw, calls: Sequence[Call], tallies: Tallies, where: str) -> None:
     waiting: dict[Scope, _Together] = {}
 
     async def land(scope: Scope) -> None:
@@ -146,15 +158,15 @@ async def take_turn(raw: Raw, calls: Sequence[Call], tallies: Tallies, where: st
             with translated(where):
                 taken = await take_in_and_tally(raw, call.scope, [call.execution], tallies)
         except KurisuError as error:
-            is_of_connection = isinstance(error, DatabaseError)
-            if is_of_connection and not isinstance(error.__cause__, _ONE_IS_WRONG):
+            # A rule of the ledger, or a row that the database does not take.
+            if isinstance(error, DatabaseError) and not isinstance(error.__cause__, _ONE_IS_WRONG):
                 raise
             tallies.drop(call.scope, call.execution.exchange_order_id)
             call.error = error
         else:
             call.outcome = taken.outcomes[0]
 
-    for call in [call for call in calls if not call.is_answered]:
+    for call in calls[:MOST]:
         together = waiting.setdefault(call.scope, _Together(call.scope))
         if not together.add(call, tallies):
             await land(call.scope)
