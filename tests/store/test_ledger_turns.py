@@ -16,6 +16,7 @@ from kurisu.domain.execution import Execution
 from kurisu.errors import DatabaseError, InvalidArgument
 from kurisu.ledger.intake import Flag, Outcome
 from kurisu.store.accounts import Account
+from kurisu.store.ledger import BATCH
 from kurisu.store.ledger_turns import MOST
 from kurisu.store.markets import Market
 from kurisu.store.store import Store, open_store
@@ -23,6 +24,12 @@ from kurisu.store.store import Store, open_store
 pytestmark = pytest.mark.parametrize("tier", REAL_TIERS, indirect=True)
 
 ORDERS = 4
+
+#: The connections that wait for a row.
+END_WHO_WAITS = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+ WHERE datname = current_database() AND wait_event_type = 'Lock'
+"""
 
 
 @pytest.fixture
@@ -212,11 +219,7 @@ async def test_a_turn_that_breaks_off_leaves_nothing_counted(
         await other.execute("SELECT 1 FROM orders WHERE exchange_order_id = 'X0' FOR UPDATE")
         fills = [of(1, "a"), of(0, "b"), of(0, "c"), of(2, "d")]
         task = asyncio.ensure_future(apply_at_once(store, account, market, fills))
-        waits = (
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-            "WHERE datname = current_database() AND wait_event_type = 'Lock'"
-        )
-        while not await observer.fetch(waits):  # noqa: ASYNC110  # the server has no event for it
+        while not await observer.fetch(END_WHO_WAITS):  # noqa: ASYNC110  # the server has no event
             await asyncio.sleep(0.01)
         await holds.rollback()
         first, broken, *rest = await task
@@ -226,6 +229,36 @@ async def test_a_turn_that_breaks_off_leaves_nothing_counted(
         assert again.order
         assert again.order.filled == Decimal("1.2")
         assert await value(store, "SELECT count(*) FROM executions") == ORDERS + 4
+
+
+@pytest.mark.parametrize("pooled", [True, False])
+@pytest.mark.parametrize("locked", range(ORDERS))
+async def test_batches_that_break_off_leave_nothing_counted(
+    account: Account, market: Market, url: str, pooled: bool, locked: int
+) -> None:
+    """Said again, every fill is there once: none is taken for known that was never written."""
+    async with (
+        open_store(url if pooled else f"{url}{'&' if '?' in url else '?'}pgbouncer=true") as store,
+        session(url) as other,
+        session(url) as observer,
+    ):
+        # Each thousand is of another order, and one of them cannot be written.
+        fills = [of(n // BATCH, str(n), "0.001") for n in range(ORDERS * BATCH)]
+        holds = other.transaction()
+        await holds.start()
+        await other.execute(
+            f"SELECT 1 FROM orders WHERE client_order_id = 'ours-{locked}' FOR UPDATE"
+        )
+        task = asyncio.ensure_future(store.ledger.apply_many(account, fills, market=market))
+        while not await observer.fetch(END_WHO_WAITS):  # noqa: ASYNC110  # the server has no event
+            await asyncio.sleep(0.01)
+        await holds.rollback()
+        with pytest.raises(DatabaseError):
+            await task
+        applied = await store.ledger.apply_many(account, fills, market=market)
+        assert applied.inserted == BATCH * (ORDERS - locked)
+        assert await value(store, "SELECT count(*) FROM executions") == len(fills) + ORDERS
+        assert await value(store, "SELECT sum(filled) FROM orders") == 2 * ORDERS
 
 
 async def test_two_markets_and_a_wrong_call_do_not_disturb_each_other(
