@@ -15,6 +15,7 @@ import pytest
 from engines import CONCURRENT_TIERS, execute
 from rows import session
 from sqlalchemy import make_url, text
+from sqlalchemy.exc import InterfaceError, InternalError
 from sqlalchemy.pool import NullPool
 
 from kurisu.errors import ConfigError, DatabaseError, MigrationNeeded, WriteRefused
@@ -25,6 +26,7 @@ from kurisu.store.connect import (
     driver,
     make_engine,
     transaction,
+    translated,
 )
 from kurisu.store.store import Store, open_store
 
@@ -357,3 +359,31 @@ async def guarded_server() -> AsyncIterator[int]:
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with server:
         yield server.sockets[0].getsockname()[1]
+
+
+class TestWhatTheDriverSays:
+    """A backend that ends in the middle of a statement is told in five ways."""
+
+    @pytest.mark.parametrize(
+        ("error", "says"),
+        [
+            (asyncpg.InternalClientError("cannot switch to state 15"), "broke: cannot switch"),
+            (asyncpg.InterfaceError("another operation is in progress"), "broke: another"),
+            (asyncpg.ConnectionDoesNotExistError("closed in the middle"), "closed in the middle"),
+            # Of a value, not of the connection.
+            (asyncpg.exceptions._base.DataError("invalid input for $1"), "^invalid input for"),
+        ],
+    )  # fmt: skip
+    @pytest.mark.parametrize("wrapped", [False, True])
+    def test_it_is_the_connection_or_the_value(
+        self, error: Exception, says: str, wrapped: bool
+    ) -> None:
+        raised = error
+        if wrapped:
+            # As SQLAlchemy's dialect does it: its own copy, caused by the driver's.
+            copy = Exception(str(error))
+            copy.__cause__ = error
+            kind = InterfaceError if isinstance(error, asyncpg.InterfaceError) else InternalError
+            raised = kind("SELECT 1", None, copy)
+        with pytest.raises(DatabaseError, match=says), translated("here"):
+            raise raised

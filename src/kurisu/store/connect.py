@@ -197,6 +197,13 @@ def _translation(error: BaseException, where: str) -> DatabaseError:
     return DatabaseError(_says(error))
 
 
+def _is_break(error: BaseException) -> bool:
+    """What asyncpg says if the server ends the connection while a statement is on its way; its
+    errors that are values as well say that an argument is wrong."""
+    kinds = (asyncpg.InterfaceError, asyncpg.InternalClientError)
+    return isinstance(error, kinds) and not isinstance(error, ValueError)
+
+
 @contextlib.contextmanager
 def translated(where: str) -> Iterator[None]:
     """Turn a driver's errors into Kurisu's, once, at the boundary; `where` has no password."""
@@ -207,14 +214,13 @@ def translated(where: str) -> Iterator[None]:
         cause = original.__cause__ or original
         if isinstance(cause, asyncpg.ClientConfigurationError):
             raise ConfigError(f"the database URL: {_says(cause)}") from error
-        if isinstance(error, InterfaceError):
+        if _is_break(cause) or (isinstance(error, InterfaceError) and cause is original):
             raise DatabaseError(f"the connection to {where} broke: {_says(cause)}") from error
         raise _translation(cause, where) from error
-    except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
+        if _is_break(error):
+            raise DatabaseError(f"the connection to {where} broke: {_says(error)}") from error
         raise _translation(error, where) from error
-    except asyncpg.InternalClientError as error:
-        # What asyncpg says if the server ends the connection while a statement is on its way.
-        raise DatabaseError(f"the connection to {where} broke: {_says(error)}") from error
     except (ConnectionError, TimeoutError, OSError) as error:
         reason = _says(error) or type(error).__name__
         raise DatabaseError(
