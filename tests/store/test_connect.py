@@ -362,7 +362,7 @@ async def guarded_server() -> AsyncIterator[int]:
 
 
 class TestWhatTheDriverSays:
-    """A backend that ends in the middle of a statement is told in five ways."""
+    """A backend that ends in the middle of a statement is told in several ways."""
 
     @pytest.mark.parametrize(
         ("error", "says"),

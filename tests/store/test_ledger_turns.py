@@ -16,8 +16,7 @@ from kurisu.domain.execution import Execution
 from kurisu.errors import DatabaseError, InvalidArgument
 from kurisu.ledger.intake import Flag, Outcome
 from kurisu.store.accounts import Account
-from kurisu.store.ledger import BATCH
-from kurisu.store.ledger_turns import MOST
+from kurisu.store.ledger_many import BATCH
 from kurisu.store.markets import Market
 from kurisu.store.store import Store, open_store
 
@@ -80,16 +79,15 @@ async def test_what_waits_shares_a_transaction(
     written = "SELECT count(DISTINCT xmin::text) FROM executions WHERE trade_id NOT LIKE '%first'"
     assert await value(store, written) == 2
     again = await apply_at_once(store, account, market, fills)
-    assert all(Flag.NOTHING_NEW in o.flags for o in again if isinstance(o, Outcome))
-    assert len(again) == 80
+    assert [isinstance(o, Outcome) and Flag.NOTHING_NEW in o.flags for o in again] == [True] * 80
 
 
 async def test_a_turn_has_an_end(store: Store, account: Account, market: Market) -> None:
-    fills = [of(n % ORDERS, str(n), "0.001") for n in range(2 * MOST + 2)]
+    fills = [of(n % ORDERS, str(n), "0.001") for n in range(2 * BATCH + 2)]
     outcomes = await apply_at_once(store, account, market, fills)
     assert all(isinstance(outcome, Outcome) for outcome in outcomes)
     sizes = "SELECT count(*) FROM executions WHERE trade_id NOT LIKE '%first' GROUP BY xmin::text"
-    assert sorted(row[0] for row in await fetch(store, sizes)) == [1, 1, MOST, MOST]
+    assert sorted(row[0] for row in await fetch(store, sizes)) == [1, 1, BATCH, BATCH]
     assert await value(store, "SELECT sum(filled) FROM orders") == ORDERS + len(fills) * Decimal(
         "0.001"
     )

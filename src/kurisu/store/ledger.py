@@ -33,7 +33,7 @@ from kurisu.store.accounts import Account
 from kurisu.store.connect import driver, target, transaction, translated
 from kurisu.store.ledger_fast import Tallies, order_now, write_one
 from kurisu.store.ledger_intake import Raw, Scope
-from kurisu.store.ledger_many import Many, take_in_and_tally
+from kurisu.store.ledger_many import BATCH, Many, take_in_and_tally
 from kurisu.store.ledger_read import Filter
 from kurisu.store.ledger_state import OWNERS, after, one_view
 from kurisu.store.ledger_turns import Call, Turn, known_outcome, plain_outcome, take_turn
@@ -52,9 +52,6 @@ from kurisu.store.markets import Market
 
 if TYPE_CHECKING:
     from kurisu.store.store import Store
-
-#: Messages that go into one transaction.
-BATCH: Final = 1_000
 
 # Whoever takes fills in looks up single rows. A plan is made once in a session, perhaps for a table
 # that is nearly empty, and one that reads all of it would get slower with every fill.
@@ -563,16 +560,16 @@ class Ledger:
         """The connection of `_session`, for who has the lock."""
         database = self._store.database
         with translated(target(database)):
-            if isinstance(database.pool, NullPool):
-                async with database.connect() as connection:
-                    yield await driver(connection)
-                return
-            if self._connection is None:
-                connection = await database.connect()
-                self._raw = await driver(connection)
-                self._connection = connection
-                await self._raw.execute(BY_INDEX)
             try:
+                if isinstance(database.pool, NullPool):
+                    async with database.connect() as connection:
+                        yield await driver(connection)
+                    return
+                if self._connection is None:
+                    connection = await database.connect()
+                    self._raw = await driver(connection)
+                    self._connection = connection
+                    await self._raw.execute(BY_INDEX)
                 yield self._raw
             except LedgerRuleBroken:
                 raise

@@ -21,6 +21,8 @@ from kurisu.store.ledger_fast import Batch, Tallies, entries_of, entry_of
 from kurisu.store.ledger_intake import Message, Raw, Scope, Taken, load, take_in
 from kurisu.store.ledger_values import Applied
 
+#: Messages that go into one transaction.
+BATCH: Final = 1_000
 #: Fills that are judged before the batch on its way has its turn, for some 300 us: it takes four
 #: steps, and at each the database waits for the next.
 AT_ONCE: Final = 32

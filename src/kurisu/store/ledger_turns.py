@@ -21,14 +21,11 @@ from kurisu.ledger.intake import Flag, Outcome
 from kurisu.store.connect import translated
 from kurisu.store.ledger_fast import Batch, Entry, Tallies, order_now
 from kurisu.store.ledger_intake import Raw, Scope
-from kurisu.store.ledger_many import take_in_and_tally
+from kurisu.store.ledger_many import BATCH, take_in_and_tally
 
 _NO_FLAGS: Final[frozenset[Flag]] = frozenset()
 _AFTER_END: Final = frozenset({Flag.AFTER_END})
 _NOTHING_NEW: Final = frozenset({Flag.NOTHING_NEW})
-
-#: Calls that one turn answers, at most; those behind them have the next.
-MOST: Final = 1_000
 
 #: The database does not take one of the rows; alone, the others may be fine.
 _ONE_IS_WRONG: Final = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
@@ -131,20 +128,11 @@ class _Together:
 
 
 async def take_turn(raw: Raw, calls: Sequence[Call], tallies: Tallies, where: str) -> None:
-    """Answer the calls that have no answer yet, the first `MOST`. where: the database, for errors.
+    """Answer the calls that have no answer yet, the first `BATCH`. where: the database, for errors.
 
-    Raises what is no call's own error, as a lost connection is; the calls that are left without an
-    answer can have another turn.
+    Raises what is no call's own error, as a lost connection is: the tallies have counted what may
+    not be there then, and the calls that are left without an answer can have another turn.
     """
-    try:
-        await _take_turn(raw, [call for call in calls if not call.is_answered], tallies, where)
-    except BaseException:
-        # They have counted what may not be there.
-        tallies.clear()
-        raise
-
-
-async def _take_turn(raw: Raw, calls: Sequence[Call], tallies: Tallies, where: str) -> None:
     waiting: dict[Scope, _Together] = {}
 
     async def land(scope: Scope) -> None:
@@ -166,7 +154,7 @@ async def _take_turn(raw: Raw, calls: Sequence[Call], tallies: Tallies, where: s
         else:
             call.outcome = taken.outcomes[0]
 
-    for call in calls[:MOST]:
+    for call in [call for call in calls if not call.is_answered][:BATCH]:
         together = waiting.setdefault(call.scope, _Together(call.scope))
         if not together.add(call, tallies):
             await land(call.scope)
