@@ -28,6 +28,7 @@ from kurisu.store.connect import (
     transaction,
     translated,
 )
+from kurisu.store.markets import Market
 from kurisu.store.store import Store, open_store
 
 SECRET = "hunter2"
@@ -37,6 +38,10 @@ CREATE TABLE slow (a text);
 CREATE FUNCTION wait_for_it() RETURNS trigger LANGUAGE plpgsql AS
     $$ BEGIN PERFORM pg_advisory_xact_lock(1); RETURN NEW; END $$;
 CREATE TRIGGER wait_for_it BEFORE INSERT ON slow FOR EACH ROW EXECUTE FUNCTION wait_for_it();
+"""
+END_OTHERS = """
+SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity
+ WHERE datname = current_database() AND application_name = 'kurisu'
 """
 WAITING = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
 
@@ -276,6 +281,20 @@ class TestErrors:
                 await connection.execute(text("SELECT 1"))
         # The next one is a new one.
         assert await store.markets.list() == []
+
+    @pytest.mark.parametrize("tier", CONCURRENT_TIERS, indirect=True)
+    @pytest.mark.parametrize("timeframe", ["1m", "1d", "1w"])
+    async def test_connections_that_end_in_the_pool(
+        self, store: Store, market: Market, url: str, timeframe: str
+    ) -> None:
+        """A server that was restarted overnight, or a firewall that has cut what was idle."""
+        reads = [store.candles.read(market, timeframe) for _ in range(3)]
+        await asyncio.gather(*reads)
+        async with session(url) as other:
+            assert await other.fetchval(END_OTHERS) >= 3
+        await asyncio.sleep(0.1)  # until this side has noticed
+        for _ in range(4):
+            assert (await store.candles.read(market, timeframe)).num_rows == 0
 
     @pytest.mark.parametrize("tier", CONCURRENT_TIERS, indirect=True)
     async def test_a_connection_that_is_cut_while_a_copy_pauses(

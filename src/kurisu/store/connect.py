@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import asyncpg
 from sqlalchemy import URL, AdaptedConnection, event, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError
+from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, InterfaceError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
@@ -133,9 +133,17 @@ def make_engine(url: str) -> AsyncEngine:
         parsed.set(query=query), connect_args=arguments, isolation_level=ISOLATION, **options
     )
     event.listen(engine.sync_engine, "connect", _keep_alive)
+    event.listen(engine.sync_engine, "checkout", _is_open)
     if keeps_session:
         event.listen(engine.sync_engine, "connect", _set_up)
     return engine
+
+
+def _is_open(connection: AdaptedConnection, *_: object) -> None:
+    """Have the pool connect anew in place of what ended while it lay there. It finds that out by
+    itself where its own statements fail, and most of what reads candles goes past it."""
+    if connection.driver_connection.is_closed():
+        raise DisconnectionError("the server ended the connection")
 
 
 def _set_up(connection: AdaptedConnection, _: object) -> None:
