@@ -20,6 +20,7 @@ from kurisu.store.copy_binary import (
     ColumnKind,
     copy_to_arrow,
     decode,
+    decode_arrays,
     encode,
     encode_batches,
     encode_stream,
@@ -346,6 +347,69 @@ def test_data_that_is_not_as_declared_is_refused(
         decode(data, columns)
     with patch.object(copy_binary, "BLOCK_BYTES", 1), pytest.raises(ValueError, match=sentence):
         decode([data[at : at + 1] for at in range(len(data))], columns)
+
+
+# Arrays, one a column.
+
+
+def to_wire_array(values: Sequence[Any], kind: ColumnKind) -> bytes:
+    """`array_send`: dimensions, whether there is a NULL, type; length and first index; values."""
+    if not values:
+        return struct.pack(">iiI", 0, 0, 0)
+    fields = [struct.pack(">iiIii", 1, int(None in values), 0, len(values), 1)]
+    for value in values:
+        body = b"" if value is None else to_wire_value(value, kind)
+        fields.append(struct.pack(">i", -1 if value is None else len(body)) + body)
+    return b"".join(fields)
+
+
+def to_arrays(rows: Sequence[Row], columns: Columns) -> list[bytes]:
+    return [to_wire_array([row[at] for row in rows], kind) for at, (_, kind) in enumerate(columns)]
+
+
+BAR: Columns = [*CANDLE, ("bars", INT4), ("trades", INT8)]
+#: Digits that look like the beginning of a value: its length, how many digits, weight, sign.
+misleading = st.lists(st.sampled_from([0, 0, 8, 10, 12, 1, 2, 5]), min_size=5, max_size=9).map(
+    lambda groups: Decimal("".join(f"{group:04}" for group in groups)).scaleb(-16)
+)
+bar_rows = st.lists(
+    st.tuples(times, *[st.one_of(decimals, misleading)] * 5, VALUES[INT4], VALUES[INT8]),
+    max_size=12,
+)
+
+
+@settings(deadline=None)
+@given(st.lists(bar_rows, min_size=1, max_size=3))
+@example([[(EPOCH, LARGEST, LARGEST.copy_negate(), SMALLEST, -SMALLEST, Decimal(0), 1, 2)], []])
+def test_arrays_are_decoded_as_a_copy_is(parts: list[list[Row]]) -> None:
+    rows = [row for part in parts for row in part]
+    assert same(decode_arrays([to_arrays(part, BAR) for part in parts], BAR), rows, BAR)
+
+
+@pytest.mark.parametrize(
+    ("column", "array", "sentence"),
+    [
+        (0, to_wire_array([EPOCH, None], TIME), "has a NULL"),
+        (1, to_wire_array([Decimal(1), None], NUMERIC), "has a NULL"),
+        (1, struct.pack(">iiIiiii", 2, 0, 0, 1, 1, 1, 1), "rows of its own"),
+        (0, to_wire_array([], TIME), "length"),
+        (0, to_wire_array([5, 6], INT4), "no timestamptz"),
+        (0, to_wire_array([b"\x7f" + b"\xff" * 7] * 2, TIME), "infinite time"),
+        (1, to_wire_array([5, 6], INT4), "no numeric"),
+        (1, to_wire_array([Decimal(1)], NUMERIC), "length"),
+        (1, to_wire_array([Decimal(1), Decimal("1e20")], NUMERIC), "beyond numeric"),
+        (1, to_wire_array([Decimal(1), struct.pack(">HhHH", 0, 0, 0xC000, 0)], NUMERIC), "no num"),
+        (1, to_wire_array([Decimal(1)] * 2, NUMERIC)[:-2], "no numeric"),
+        (1, to_wire_array([Decimal(1)] * 2, NUMERIC) + bytes(2), "no numeric"),
+    ],
+)
+def test_arrays_that_are_not_as_declared_are_refused(
+    column: int, array: bytes, sentence: str
+) -> None:
+    arrays = to_arrays([candle(0, "1"), candle(1, "2")], ONE)
+    arrays[column] = array
+    with pytest.raises(ValueError, match=sentence):
+        decode_arrays([arrays], ONE)
 
 
 # Encoding.

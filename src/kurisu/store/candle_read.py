@@ -30,11 +30,12 @@ from kurisu.store.copy_binary import ColumnKind, copy_to_arrow
 from kurisu.store.engine import Engine
 from kurisu.store.literals import inline_arguments
 
-_KINDS_WITH_BARS: Final = (*COLUMN_KINDS, ("bars", ColumnKind.INT4))
+#: The columns of bars.
+KINDS_WITH_BARS: Final = (*COLUMN_KINDS, ("bars", ColumnKind.INT4))
 _LATEST_SCHEMA: Final = pa.schema(
-    [("market_id", pa.int32()), *((name, kind.arrow_type) for name, kind in _KINDS_WITH_BARS)]
+    [("market_id", pa.int32()), *((name, kind.arrow_type) for name, kind in KINDS_WITH_BARS)]
 )
-_BARS_SCHEMA: Final = _LATEST_SCHEMA.remove(0)
+BARS_SCHEMA: Final = _LATEST_SCHEMA.remove(0)
 _VALUES: Final = ", ".join(NUMBERS)
 _MINUTES: Final = " AND timeframe = '1m'"
 #: What stands for "from the beginning" and "to the end".
@@ -144,7 +145,7 @@ async def read(
             [market_id, low, high],
             bars=False,
         )
-        return _with_sources(table, {BASE.name: table.num_rows})
+        return with_sources(table, {BASE.name: table.num_rows})
     source = frame if frame in ROLLUPS else rollup_below(frame)
     stored = None
     if engine.is_community and source != BASE:
@@ -188,7 +189,7 @@ async def _read_from_minutes(
     elif stored is not None:
         found = await _right_bars(connection, stored, market_id, source, low, high)
         if found is None:
-            return _BARS_SCHEMA.empty_table()
+            return BARS_SCHEMA.empty_table()
         query, arguments = found
     else:
         query = f"SELECT time, {_VALUES}, bars FROM ohlcv_{source.name} WHERE {_range(2)}"
@@ -263,7 +264,7 @@ async def _read_native(
 async def _copy(
     connection: AsyncConnection, query: str, arguments: Sequence[object], *, bars: bool = True
 ) -> pa.Table:
-    kinds = _KINDS_WITH_BARS if bars else COLUMN_KINDS
+    kinds = KINDS_WITH_BARS if bars else COLUMN_KINDS
     try:
         return await copy_to_arrow(await driver(connection), query, arguments, kinds)
     except ValueError as error:
@@ -277,7 +278,7 @@ def _choose(parts: Sequence[tuple[str, pa.Table]]) -> pa.Table:
     """Of the bars with one open time the one from the earliest part; in order of time."""
     if len(parts) == 1:
         ((name, table),) = parts
-        return _with_sources(table, {name: table.num_rows})
+        return with_sources(table, {name: table.num_rows})
     chosen: list[pa.Table] = []
     sources: Counter[str] = Counter()
     taken = np.empty(0, dtype=np.int64)
@@ -291,13 +292,14 @@ def _choose(parts: Sequence[tuple[str, pa.Table]]) -> pa.Table:
         sources[name] += picked.num_rows
         taken = np.concatenate((taken, time[free]))
     if not chosen:
-        return _with_sources(parts[0][1], {})
+        return with_sources(parts[0][1], {})
     if len(chosen) == 1:
-        return _with_sources(chosen[0], sources)
-    return _with_sources(pa.concat_tables(chosen).sort_by("time"), sources)
+        return with_sources(chosen[0], sources)
+    return with_sources(pa.concat_tables(chosen).sort_by("time"), sources)
 
 
-def _with_sources(table: pa.Table, sources: dict[str, int]) -> pa.Table:
+def with_sources(table: pa.Table, sources: dict[str, int]) -> pa.Table:
+    """`table`, which says from then on how many of its bars came from which stored timeframe."""
     found = {name: count for name, count in sources.items() if count}
     return table.replace_schema_metadata({SOURCES: json.dumps(found)})
 
@@ -349,7 +351,7 @@ async def latest(
             await driver(connection),
             _latest_query(frame),
             [stored, before or LATEST, count],
-            (("market_id", ColumnKind.INT4), *_KINDS_WITH_BARS),
+            (("market_id", ColumnKind.INT4), *KINDS_WITH_BARS),
         )
         if stored
         else _LATEST_SCHEMA.empty_table()
@@ -391,7 +393,7 @@ async def _latest_derived(
         text(NEWEST), {"market_id": market_id, "before": before or LATEST}
     )
     if newest is None:
-        return _BARS_SCHEMA.empty_table()
+        return BARS_SCHEMA.empty_table()
     # As far back as `count` bars reach without holes, then everything if there were some.
     length_s = 31 * 86_400 if frame.is_calendar else frame.seconds
     reach_s = min(length_s * (count + 1), (newest - EARLIEST).total_seconds())

@@ -16,7 +16,7 @@ import pyarrow as pa
 from kurisu.domain.candle import Candle
 from kurisu.domain.faults import Reject
 from kurisu.domain.market import MarketName
-from kurisu.domain.timeframe import BASE, Timeframe
+from kurisu.domain.timeframe import BASE, ROLLUPS, Timeframe
 from kurisu.domain.timeframe import timeframe as timeframe_of
 from kurisu.errors import InvalidArgument
 from kurisu.store import (
@@ -389,12 +389,16 @@ class Candles:
         Any timeframe; see `kurisu.store.candle_read` for where its bars come from.
         """
         market, frame = markets.known(market), timeframe_of(timeframe)
+        store, since = self._store, aware(since, "since")
         until = self._bounded(frame, aware(until, "until"))
-        async with autocommit(self._store.database) as connection:
+        if frame in ROLLUPS:
+            low, high = candle_read.opens_between(frame, since, until)
+            table = await store.few_bars.read(market.id, frame, low, high)
+            if table is not None:
+                return CandleTable(table)
+        async with autocommit(store.database) as connection:
             return CandleTable(
-                await candle_read.read(
-                    connection, self._store.engine, market.id, frame, aware(since, "since"), until
-                )
+                await candle_read.read(connection, store.engine, market.id, frame, since, until)
             )
 
     def _bounded(self, frame: Timeframe, until: datetime | None) -> datetime | None:

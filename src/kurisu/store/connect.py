@@ -213,8 +213,11 @@ def _is_break(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def translated(where: str) -> Iterator[None]:
-    """Turn a driver's errors into Kurisu's, once, at the boundary; `where` has no password."""
+def translated(where: AsyncEngine | str) -> Iterator[None]:
+    """Turn a driver's errors into Kurisu's, once, at the boundary.
+
+    where: the database, or what a message calls it (without a password).
+    """
     try:
         yield
     except DBAPIError as error:
@@ -223,18 +226,26 @@ def translated(where: str) -> Iterator[None]:
         if isinstance(cause, asyncpg.ClientConfigurationError):
             raise ConfigError(f"the database URL: {_says(cause)}") from error
         if _is_break(cause) or (isinstance(error, InterfaceError) and cause is original):
-            raise DatabaseError(f"the connection to {where} broke: {_says(cause)}") from error
-        raise _translation(cause, where) from error
+            raise _broken(cause, where) from error
+        raise _translation(cause, _named(where)) from error
     except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
         if _is_break(error):
-            raise DatabaseError(f"the connection to {where} broke: {_says(error)}") from error
-        raise _translation(error, where) from error
+            raise _broken(error, where) from error
+        raise _translation(error, _named(where)) from error
     except (ConnectionError, TimeoutError, OSError) as error:
         reason = _says(error) or type(error).__name__
         raise DatabaseError(
-            f"cannot reach the database at {where}: {reason}. Is the server running, and is "
-            "KURISU_DATABASE_URL right?"
+            f"cannot reach the database at {_named(where)}: {reason}. Is the server running, and "
+            "is KURISU_DATABASE_URL right?"
         ) from error
+
+
+def _named(where: AsyncEngine | str) -> str:
+    return where if isinstance(where, str) else target(where)
+
+
+def _broken(error: BaseException, where: AsyncEngine | str) -> DatabaseError:
+    return DatabaseError(f"the connection to {_named(where)} broke: {_says(error)}")
 
 
 async def driver(connection: AsyncConnection) -> asyncpg.Connection:
@@ -291,7 +302,7 @@ def target(engine: AsyncEngine) -> str:
 @contextlib.asynccontextmanager
 async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
     """One transaction, committed at the end; errors are Kurisu's."""
-    with translated(target(engine)):
+    with translated(engine):
         async with engine.begin() as connection:
             # asyncpg's transaction starts with the first statement; COPY alone is none.
             await connection.exec_driver_sql("SELECT 1")
@@ -305,6 +316,6 @@ async def autocommit(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
     For what commits by itself (CALL refresh), and for reads: READ COMMITTED gives every statement
     its own view of the data anyway, and this saves three round trips.
     """
-    with translated(target(engine)):
+    with translated(engine):
         async with engine.connect() as connection:
             yield await connection.execution_options(isolation_level="AUTOCOMMIT")

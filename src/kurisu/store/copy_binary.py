@@ -1,7 +1,8 @@
 """PostgreSQL's binary COPY format to Arrow and back, exact to the last digit.
 
 `copy_to_arrow` runs `COPY (query) TO STDOUT (FORMAT binary)` and decodes what arrives while the
-server is still sending; `decode` does the same for bytes at hand; `encode` and `encode_batches`
+server is still sending; `decode` does the same for bytes at hand, `decode_arrays` for a few rows
+that a statement gave without a COPY; `encode` and `encode_batches`
 make the bytes that `copy_to_table(source=..., format="binary")` takes. No value passes through a
 float, and no row through a Python loop.
 
@@ -16,6 +17,8 @@ import asyncio
 from bisect import bisect_left
 from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from enum import Enum
+from functools import lru_cache
+from itertools import accumulate
 from typing import Any, NamedTuple, TypeAlias
 
 import asyncpg
@@ -71,6 +74,11 @@ _GATHER_AFTER_BYTES = 128 * 1024
 _GATHER_CHUNK_BYTES = 32 * 1024
 _GATHER_PAUSE_S = 0.0005
 
+_ARRAY_HEADER = 20  # bytes, of an array of one dimension
+# A value of so many bytes in an array, and what it is made to.
+_FIXED_ITEM = {width: np.dtype([("length", ">i4"), ("value", f">i{width}")]) for width in (4, 8)}
+_FIXED_NATIVE = {width: np.dtype(f"=i{width}") for width in (4, 8)}
+
 _SIGNATURE = b"PGCOPY\n\xff\r\n\x00"
 _END_MARKER = b"\xff\xff"
 
@@ -114,6 +122,30 @@ def decode(data: Buffer | Iterable[Buffer], columns: Sequence[tuple[str, ColumnK
             if decoder.is_full:
                 decoder.decode_chunks(decoder.take_pending())
     return decoder.finish()
+
+
+def decode_arrays(
+    parts: Sequence[Sequence[bytes]], columns: Sequence[tuple[str, ColumnKind]]
+) -> pa.Table:
+    """Decode rows that a statement gave as one array for each column, `array_send(array_agg(...))`.
+
+    parts: rows of such arrays, in the order of `columns`; their values follow each other. For
+    results so short that a COPY takes longer to begin than to send them. Raises what `decode`
+    raises, and ValueError for a NULL and for columns of different lengths. No TEXT.
+    """
+    pieces = [[_elements(array) for array in column] for column in zip(*parts, strict=True)]
+    numeric = [at for at, (_, kind) in enumerate(columns) if kind is ColumnKind.NUMERIC]
+    numbers = iter(_decode_numbers([pieces[at] for at in numeric]))
+    arrays = [
+        next(numbers) if kind is ColumnKind.NUMERIC else _decode_fixed(name, kind, elements)
+        for (name, kind), elements in zip(columns, pieces, strict=True)
+    ]
+    return pa.Table.from_arrays(arrays, schema=_schema(tuple(columns)))
+
+
+@lru_cache
+def _schema(columns: tuple[tuple[str, ColumnKind], ...]) -> pa.Schema:
+    return pa.schema([pa.field(name, kind.arrow_type) for name, kind in columns])
 
 
 class _Decoder:
@@ -174,8 +206,7 @@ class _Decoder:
         for (_, kind), arrays in zip(self._columns, self._arrays, strict=True):
             whole.append(pa.concat_arrays(arrays) if arrays else pa.array([], kind.arrow_type))
             arrays.clear()  # so that at most one column is in memory twice
-        fields = [pa.field(name, kind.arrow_type) for name, kind in self._columns]
-        return pa.Table.from_arrays(whole, schema=pa.schema(fields))
+        return pa.Table.from_arrays(whole, schema=_schema(tuple(self._columns)))
 
     def _decode_block(self, block: bytes) -> bytes:
         """Decode the complete rows between the margins, return the bytes behind them."""
@@ -383,6 +414,62 @@ def _decode_numerics(
         at: pa.Array.from_buffers(kind, len(part), [None, pa.py_buffer(part)], 0)
         for at, part in zip(numeric, parts, strict=True)
     }
+
+
+class _Elements(NamedTuple):
+    """The values of an array, each behind its length as in a row of a COPY."""
+
+    rows: int
+    data: bytes
+
+
+def _elements(array: bytes) -> _Elements:
+    """Of `array_send` (`src/backend/utils/adt/arrayfuncs.c`): int32 number of dimensions, whether
+    there are NULLs, type; then per dimension its length and first index; then the values."""
+    if len(array) < _ARRAY_HEADER:
+        return _Elements(0, b"")  # no dimension: empty
+    dimensions, has_nulls = array[:4], array[4:8]
+    if dimensions != b"\x00\x00\x00\x01" or has_nulls != bytes(4):
+        raise ValueError("An array that stands for a column has a NULL, or rows of its own.")
+    return _Elements(int.from_bytes(array[12:16], "big"), array[_ARRAY_HEADER:])
+
+
+def _decode_numbers(columns: Sequence[Sequence[_Elements]]) -> list[pa.Array]:
+    """Columns of numbers, all in one go."""
+    kind = ColumnKind.NUMERIC.arrow_type
+    block = b"".join((_MARGIN, *(piece.data for pieces in columns for piece in pieces), _MARGIN))
+    counts = [sum(piece.rows for piece in pieces) for pieces in columns]
+    limit = len(block) - len(_MARGIN)
+    if not sum(counts):
+        return [pa.array([], kind) for _ in columns]
+    # A value begins with its length in bytes, which is 8 and two for each digit, the number of
+    # digits, the weight, and a sign.
+    pairs = np.frombuffer(block, ">u2").astype(np.uint16)
+    high, low, digits, sign = pairs[:-4], pairs[1:-3], pairs[2:-2], pairs[4:]
+    starts = np.flatnonzero((high == 0) & (low == 2 * digits + 8) & (sign & 0xBFFF == 0))
+    ends = (starts + 2) * 2 + pairs[starts + 1]
+    rows, found, end = _chain(starts * 2, ends, limit)
+    if found != sum(counts) or end != limit:
+        raise ValueError("An array of numbers has a value that is no numeric.")
+    start = starts[rows] * 2 + 4
+    head = _read_words(block, start - 8, _HEAD_BYTES[ColumnKind.NUMERIC])
+    values = _decode_numeric(block, "of numbers", start, head)
+    whole = pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(values)], 0)
+    ends_of = accumulate(counts)
+    return [whole.slice(last - count, count) for count, last in zip(counts, ends_of, strict=True)]
+
+
+def _decode_fixed(name: str, kind: ColumnKind, pieces: Sequence[_Elements]) -> pa.Array:
+    """A column whose values are of one width."""
+    width = _WIDTHS[kind]
+    data = b"".join([piece.data for piece in pieces])
+    if len(data) != sum(piece.rows for piece in pieces) * (4 + width):
+        raise ValueError(f"Column {name!r} has a value that is no {kind.value}.")
+    items = np.frombuffer(data, _FIXED_ITEM[width])
+    values: npt.NDArray[Any] = items["value"].astype(_FIXED_NATIVE[width])
+    if kind is ColumnKind.TIMESTAMPTZ and len(values):
+        values = _since_1970(name, values)
+    return pa.Array.from_buffers(kind.arrow_type, len(values), [None, pa.py_buffer(values)], 0)
 
 
 def _since_1970(name: str, times_us: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

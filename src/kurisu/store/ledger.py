@@ -30,7 +30,7 @@ from kurisu.ledger.intake import Flag, Outcome, flags_of
 from kurisu.ledger.tally import Verdict
 from kurisu.store import ledger_conditions, ledger_entries, ledger_read, ledger_state
 from kurisu.store.accounts import Account
-from kurisu.store.connect import driver, target, transaction, translated
+from kurisu.store.connect import driver, transaction, translated
 from kurisu.store.ledger_fast import Tallies, order_now, write_one
 from kurisu.store.ledger_intake import Raw, Scope
 from kurisu.store.ledger_many import BATCH, Many, take_in_and_tally
@@ -559,7 +559,7 @@ class Ledger:
     async def _connected(self) -> AsyncIterator[Raw]:
         """The connection of `_session`, for who has the lock."""
         database = self._store.database
-        with translated(target(database)):
+        with translated(database):
             try:
                 if isinstance(database.pool, NullPool):
                     async with database.connect() as connection:
@@ -622,7 +622,7 @@ class Ledger:
             if call.is_answered:
                 return
         async with self._connected() as raw:
-            await take_turn(raw, calls, self._tallies, target(self._store.database))
+            await take_turn(raw, calls, self._tallies, self._store.database)
 
     async def _apply_plain(self, scope: Scope, execution: Execution) -> Outcome | None:
         """The short way for one fill; None if it is not plain, or the tally is not right."""
@@ -639,7 +639,7 @@ class Ledger:
             is_written = await write_one(self._raw, entry, execution, scope.terms.settle_asset)
         except BaseException:
             await self._discard()
-            with translated(target(self._store.database)):
+            with translated(self._store.database):
                 raise
         if not is_written:
             self._tallies.drop(scope, execution.exchange_order_id)

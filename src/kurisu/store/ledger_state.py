@@ -23,7 +23,7 @@ from kurisu.ledger.balance import held_by
 from kurisu.ledger.execution import in_order_of_time, value_of
 from kurisu.ledger.pnl import entry_price, unrealized_pnl
 from kurisu.ledger.position import PositionChange, apply_execution
-from kurisu.store.connect import target, translated
+from kurisu.store.connect import translated
 from kurisu.store.ledger_facts import execution_from_row, order_from_row
 from kurisu.store.ledger_read import EXECUTIONS, Filter, market_terms, terms_of
 from kurisu.store.ledger_values import BalanceRow, PnlRow, PositionRow
@@ -125,7 +125,7 @@ ON CONFLICT (time, asset, account_id, strategy_run_id) DO UPDATE
 @contextlib.asynccontextmanager
 async def one_view(database: AsyncEngine) -> AsyncIterator[AsyncConnection]:
     """A transaction in which every query sees the same state of the database."""
-    with translated(target(database)):
+    with translated(database):
         async with database.connect() as connection:
             connection = await connection.execution_options(isolation_level="REPEATABLE READ")
             async with connection.begin():

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 import asyncpg
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from kurisu.domain.execution import Execution
 from kurisu.domain.order import Order
@@ -127,8 +128,10 @@ class _Together:
         return ()
 
 
-async def take_turn(raw: Raw, calls: Sequence[Call], tallies: Tallies, where: str) -> None:
-    """Answer the calls that have no answer yet, the first `BATCH`. where: the database, for errors.
+async def take_turn(
+    raw: Raw, calls: Sequence[Call], tallies: Tallies, database: AsyncEngine
+) -> None:
+    """Answer the calls that have no answer yet, the first `BATCH`. database: for errors.
 
     Raises what is no call's own error, as a lost connection is: the tallies have counted what may
     not be there then, and the calls that are left without an answer can have another turn.
@@ -143,7 +146,7 @@ async def take_turn(raw: Raw, calls: Sequence[Call], tallies: Tallies, where: st
 
     async def take_in_alone(call: Call) -> None:
         try:
-            with translated(where):
+            with translated(database):
                 taken = await take_in_and_tally(raw, call.scope, [call.execution], tallies)
         except KurisuError as error:
             # A rule of the ledger, or a row that the database does not take.

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from kurisu.store.connect import driver, target, transaction, translated
+from kurisu.store.connect import driver, transaction, translated
 
 if TYPE_CHECKING:
     from pgqueuer.core.qm import QueueManager
@@ -98,7 +98,7 @@ async def set_up(database: AsyncEngine) -> list[str]:
 @contextlib.asynccontextmanager
 async def _raw(database: AsyncEngine) -> AsyncIterator[Any]:
     """asyncpg's own connection, for this alone; closed at the end, listeners and all."""
-    with translated(target(database)):
+    with translated(database):
         async with database.connect() as connection:
             try:
                 yield await driver(connection)

@@ -13,6 +13,7 @@ from kurisu.config import Config
 from kurisu.errors import ConfigError, DatabaseError, InvalidArgument
 from kurisu.store import layout, migrate, policies, queue
 from kurisu.store.accounts import Accounts
+from kurisu.store.candle_few import FewBars
 from kurisu.store.candles import Candles
 from kurisu.store.connect import INSUFFICIENT_PRIVILEGE, make_engine, transaction
 from kurisu.store.database import Database
@@ -36,6 +37,7 @@ class Store:
     database: AsyncEngine
     engine: Engine
     config: Config = field(default_factory=Config)
+    _few_bars: FewBars | None = field(default=None, init=False, repr=False, compare=False)
     _ledger: Ledger | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
@@ -59,8 +61,17 @@ class Store:
             self._ledger = Ledger(self)
         return self._ledger
 
+    @property
+    def few_bars(self) -> FewBars:
+        """What reads of a few bars share; `candles` uses it."""
+        if self._few_bars is None:
+            self._few_bars = FewBars(self.database, self.engine)
+        return self._few_bars
+
     async def close(self) -> None:
         """Give back what is kept; the engine is disposed by whoever made it."""
+        if self._few_bars is not None:
+            await self._few_bars.close()
         if self._ledger is not None:
             await self._ledger.close()
 

@@ -12,7 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from kurisu.store.candle_read import EARLIEST, LATEST
-from kurisu.store.connect import driver, target, translated
+from kurisu.store.connect import driver, translated
 from kurisu.store.copy_binary import ColumnKind, copy_to_arrow
 
 #: Trades of one table of `tables`, more or less.
@@ -122,7 +122,7 @@ async def tables(
 @contextlib.asynccontextmanager
 async def snapshot(database: AsyncEngine) -> AsyncIterator[AsyncConnection]:
     """A transaction whose statements all see the same rows."""
-    with translated(target(database)):
+    with translated(database):
         async with database.connect() as connection:
             await connection.execution_options(isolation_level="REPEATABLE READ")
             async with connection.begin():
