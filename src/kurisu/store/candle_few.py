@@ -33,7 +33,8 @@ from kurisu.store.kept import Kept
 
 #: From so many bars on a COPY, which is decoded while it arrives, is the faster way.
 FEW: Final = 4_096
-#: Of these a market has few in years, so that they are asked for so without bounds, too.
+#: Of bars of this length and longer ones a market has few in years, so that all of them are asked
+#: for so, too.
 _LONG_S: Final = 3_600
 
 # Of the session that asks. The plan for any market and range is the one for each of them, so that

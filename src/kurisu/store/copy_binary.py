@@ -2,9 +2,9 @@
 
 `copy_to_arrow` runs `COPY (query) TO STDOUT (FORMAT binary)` and decodes what arrives while the
 server is still sending; `decode` does the same for bytes at hand, `decode_arrays` for a few rows
-that a statement gave without a COPY; `encode` and `encode_batches`
-make the bytes that `copy_to_table(source=..., format="binary")` takes. No value passes through a
-float, and no row through a Python loop.
+that a statement gave without a COPY; `encode` and `encode_batches` make the bytes that
+`copy_to_table(source=..., format="binary")` takes. No value passes through a float, and no row
+through a Python loop.
 
 The format (PostgreSQL documentation, COPY, "Binary Format"): a header of 19 bytes or more, then
 per row the number of fields (int16) and each field as its length (int32, -1 for NULL) and bytes,
@@ -134,8 +134,12 @@ def decode_arrays(
     raises, and ValueError for a NULL and for columns of different lengths. No TEXT.
     """
     pieces = [[_elements(array) for array in column] for column in zip(*parts, strict=True)]
-    numeric = [at for at, (_, kind) in enumerate(columns) if kind is ColumnKind.NUMERIC]
-    numbers = iter(_decode_numbers([pieces[at] for at in numeric]))
+    numeric = {
+        name: elements
+        for (name, kind), elements in zip(columns, pieces, strict=True)
+        if kind is ColumnKind.NUMERIC
+    }
+    numbers = iter(_decode_numbers(", ".join(numeric), list(numeric.values())))
     arrays = [
         next(numbers) if kind is ColumnKind.NUMERIC else _decode_fixed(name, kind, elements)
         for (name, kind), elements in zip(columns, pieces, strict=True)
@@ -434,7 +438,7 @@ def _elements(array: bytes) -> _Elements:
     return _Elements(int.from_bytes(array[12:16], "big"), array[_ARRAY_HEADER:])
 
 
-def _decode_numbers(columns: Sequence[Sequence[_Elements]]) -> list[pa.Array]:
+def _decode_numbers(names: str, columns: Sequence[Sequence[_Elements]]) -> list[pa.Array]:
     """Columns of numbers, all in one go."""
     kind = ColumnKind.NUMERIC.arrow_type
     block = b"".join((_MARGIN, *(piece.data for pieces in columns for piece in pieces), _MARGIN))
@@ -450,10 +454,10 @@ def _decode_numbers(columns: Sequence[Sequence[_Elements]]) -> list[pa.Array]:
     ends = (starts + 2) * 2 + pairs[starts + 1]
     rows, found, end = _chain(starts * 2, ends, limit)
     if found != sum(counts) or end != limit:
-        raise ValueError("An array of numbers has a value that is no numeric.")
+        raise ValueError(f"Column {names!r} has a value that is no numeric.")
     start = starts[rows] * 2 + 4
     head = _read_words(block, start - 8, _HEAD_BYTES[ColumnKind.NUMERIC])
-    values = _decode_numeric(block, "of numbers", start, head)
+    values = _decode_numeric(block, names, start, head)
     whole = pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(values)], 0)
     ends_of = accumulate(counts)
     return [whole.slice(last - count, count) for count, last in zip(counts, ends_of, strict=True)]
