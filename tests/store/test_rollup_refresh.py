@@ -20,6 +20,7 @@ from kurisu.domain.candle import Candle
 from kurisu.domain.timeframe import TIMEFRAMES
 from kurisu.errors import DatabaseError
 from kurisu.store import rollups as module
+from kurisu.store.connect import autocommit
 from kurisu.store.markets import Market
 from kurisu.store.rollups import Range, cover, merge
 from kurisu.store.store import Store, open_store
@@ -93,6 +94,50 @@ async def test_a_revised_candle_below_the_watermark(store: Store, market: Market
     there[250] = candle(there[250].time, seed=1)
     await write(store, market, there[249:252])
     await assert_bars(store, market, there)
+
+
+async def test_a_page_that_a_watermark_passes_before_its_commit(
+    store: Store, market: Market, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was above when the writer looked, and lies below when its rows are there."""
+    there = minutes(NOW - timedelta(minutes=300), 280)
+    page, history = there[60:180], there[:60] + there[180:]
+    await write(store, market, history)
+    async with autocommit(store.database) as connection:
+        for frame in map(TIMEFRAMES.__getitem__, ROLLUPS):
+            await module.refresh(connection, frame, Range(TODAY - DAY, NOW))
+    looks = 0
+
+    async def before_it_moved(connection: AsyncConnection) -> datetime:
+        nonlocal looks
+        looks += 1
+        return START if looks == 1 else await begun(connection)
+
+    begun = module.begun
+    monkeypatch.setattr(module, "begun", before_it_moved)
+    await store.candles.write_fetched(market, "1m", as_table(page), [], now=NOW)
+    for name in ROLLUPS:
+        found = await store.candles.read(market, name)
+        assert list(found) == aggregated(there, name), name
+    await store.candles.settle()
+    await assert_bars(store, market, there)
+
+
+async def test_a_page_that_a_refresh_may_be_passing_over(store: Store, market: Market) -> None:
+    """A refresh says up to where it goes before it looks, and moves the watermark afterwards."""
+    there = minutes(NOW - timedelta(minutes=400), 300)
+    history, page = there[:100], there[150:250]
+    await write(store, market, history)
+    async with autocommit(store.database) as connection:
+        for frame in map(TIMEFRAMES.__getitem__, ROLLUPS):
+            until = frame.open_time(NOW - timedelta(minutes=30))
+            await module.refresh(connection, frame, Range(TODAY - 2 * DAY, until))
+        assert (await module.watermarks(connection))[ROLLUPS[0]] < page[0].time
+        assert await module.begun(connection) > page[-1].time
+    await store.candles.write_fetched(market, "1m", as_table(page), [], now=NOW)
+    assert await value(store, "SELECT count(*) FROM rollup_pending") == 1
+    await store.candles.settle()
+    await assert_bars(store, market, [*history, *page])
 
 
 async def test_live_candles_need_no_refresh(

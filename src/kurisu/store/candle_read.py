@@ -219,6 +219,8 @@ async def _right_bars(
     """
     edge = min(max(stored.watermark, low), high)
     stale = stored.stale_within(low, edge)
+    # Above the watermark bars are made from candles, where those are all there.
+    whole = edge if stored.horizon is None else min(max(frame.ceil(stored.horizon), edge), high)
     bars = f"SELECT time, {_VALUES}, bars FROM {{relation}} WHERE {{where}}"
     made = aggregate(frame, "{relation}", "{where}" + _MINUTES, "count(*)")
     # In a statement after the watermark's: what a refresh stores in between is in all of them.
@@ -226,9 +228,8 @@ async def _right_bars(
         (bars, stored.table, low, stale.since),
         (made, "ohlcv", stale.since, stale.until),
         (bars, stored.table, stale.until, edge),
-        (made, "ohlcv", edge, high)
-        if stored.has_candles(edge)
-        else (bars, f"ohlcv_{frame.name}", edge, high),
+        (bars, f"ohlcv_{frame.name}", edge, whole),
+        (made, "ohlcv", whole, high),
     ]
     queries: list[str] = []
     arguments: list[object] = [market_id]

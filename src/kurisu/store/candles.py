@@ -180,7 +180,12 @@ class Candles:
         frame = timeframe_of(timeframe)
         found = await asyncio.to_thread(candle_rows.clean, rows, frame, now)
         stated = [*known, *_failed(found, rows, frame, source)]
-        report, _ = await self._store_clean(market, frame, found, source, stated)
+        report, noted = await self._store_clean(market, frame, found, source, stated)
+        if self._store.engine.is_community and frame == BASE and report.touched and not noted:
+            # Somebody's refresh may have begun between that look and the commit, and may pass over
+            # the rows. A page of long ago is always noted.
+            async with transaction(self._store.database) as connection:
+                await rollups.note_pending(connection, {market.id: _ranges(report)})
         report.seconds = time.perf_counter() - started
         return report
 

@@ -81,6 +81,20 @@ SELECT c.view_name AS view,
  WHERE c.view_schema = current_schema() AND c.view_name LIKE 'ohlcv\\_%'
 """
 
+# Up to where any aggregate is materialised, or is about to be: a refresh says where it ends in a
+# transaction of its own, before it looks at candles, and moves the watermark when it has stored
+# their bars. What is committed before it says so is in them. Columns: until.
+BEGUN: Final = f"""
+SELECT max(greatest(
+           _timescaledb_functions.to_timestamp(
+               _timescaledb_functions.cagg_watermark(c.mat_hypertable_id)),
+           _timescaledb_functions.to_timestamp(t.watermark), {_BEGINNING})) AS until
+  FROM _timescaledb_catalog.continuous_agg c
+  LEFT JOIN _timescaledb_catalog.continuous_aggs_invalidation_threshold t
+    ON t.hypertable_id = c.raw_hypertable_id
+ WHERE c.user_view_schema = current_schema() AND c.user_view_name LIKE 'ohlcv\\_%'
+"""
+
 # What a refresh may not go beyond. Columns: now, oldest_chunk (null if there are no candles),
 # horizon (before it candles may have been dropped; null if never).
 BOUNDS: Final = """
@@ -198,10 +212,6 @@ class StoredBars:
     horizon: datetime | None
     series: frozenset[str]
 
-    def has_candles(self, since: datetime) -> bool:
-        """Whether every candle from `since` on is there."""
-        return self.horizon is None or self.horizon <= since
-
     def stale_within(self, since: datetime, until: datetime) -> Range:
         """What is stale of [since, until); maybe nothing."""
         if self.stale is None:
@@ -237,6 +247,12 @@ async def watermarks(connection: AsyncConnection) -> dict[str, datetime]:
     return {row.view.removeprefix("ohlcv_"): row.watermark for row in rows}
 
 
+async def begun(connection: AsyncConnection) -> datetime:
+    """Up to where bars are materialised, or about to be, of whatever timeframe."""
+    found: datetime = await connection.scalar(text(BEGUN))
+    return found
+
+
 #: Ranges by the id of the market whose candles were written there; None for any market.
 Touched = Mapping[int | None, Sequence[Range]]
 
@@ -244,12 +260,11 @@ Touched = Mapping[int | None, Sequence[Range]]
 async def note_pending(connection: AsyncConnection, touched: Touched) -> bool:
     """Leave `touched` for a refresh, in the writer's transaction, where it needs one.
 
-    It does where it reaches below a watermark, where bars are read as materialised, or back past
-    what the background policies look at.
+    It does where it reaches below what is materialised or about to be, or back past what the
+    background policies look at.
     """
-    highest = max((await watermarks(connection)).values())
     now = await connection.scalar(text("SELECT now()"))
-    edge = max(highest, now - POLICY_WINDOW + timedelta(days=1))
+    edge = max(await begun(connection), now - POLICY_WINDOW + timedelta(days=1))
     wanted = [
         {"market_id": market_id, "since": one.since, "until": one.until}
         for market_id, ranges in touched.items()
