@@ -22,6 +22,7 @@ from kurisu.store.markets import Market
 from kurisu.store.store import Store, upgrade
 
 LARGEST: Final = Decimal("99999999999999999999.999999999999999999")
+END: Final = START + 9 * DAY
 HOUR: Final = timedelta(hours=1)
 
 
@@ -58,13 +59,25 @@ async def test_it_answers_for_every_rollup(store: Store, market: Market) -> None
         assert found.sources == {"1m": len(bars)}
 
 
-async def test_without_bounds_it_answers_for_the_long_ones(store: Store, market: Market) -> None:
+async def test_without_a_beginning_it_answers_for_days(store: Store, market: Market) -> None:
+    """Of hours there may be many, and to ask in vain would take half as long as to read them."""
     there = minutes(START, 300)
     await write(store, market, there)
-    for name in ("1h", "4h", "1d"):
-        assert await few(store, market, name) == aggregated(there, name), name
-    for name in ("5m", "15m", "1m", "30m", "1w", "1M"):
+    assert await few(store, market, "1d") == aggregated(there, "1d")
+    assert await few(store, market, "1d", None, START + DAY) == aggregated(there, "1d")
+    for name in ("5m", "15m", "1h", "4h", "1m", "30m", "1w", "1M"):
         assert await few(store, market, name) is None, name
+        assert await few(store, market, name, None, START + DAY) is None, name
+
+
+async def test_without_an_end_it_answers_up_to_now(store: Store, market: Market) -> None:
+    now = datetime.now(UTC).replace(second=0, microsecond=0)
+    there = minutes(now - 2 * DAY, 2 * 1_440)
+    await write(store, market, there)
+    for name in ROLLUPS:
+        assert await few(store, market, name, now - 3 * DAY) == aggregated(there, name), name
+    assert await few(store, market, "5m", now - 15 * DAY) is None
+    assert await few(store, market, "5m", now - 14 * DAY) is not None
 
 
 async def test_of_many_bars_it_gives_none(
@@ -76,8 +89,12 @@ async def test_of_many_bars_it_gives_none(
     bars = aggregated(there, "1h")
     assert await few(store, market, "1h", START, START + 10 * HOUR) == bars[:10]
     assert await few(store, market, "1h", START, START + 11 * HOUR) is None
-    assert await few(store, market, "1h") is None
     assert list(await store.candles.read(market, "1h")) == bars
+    # Of days without bounds the answer alone says that there are more.
+    monkeypatch.setattr(candle_few, "FEW", 0)
+    store.few_bars._questions.clear()
+    assert await few(store, market, "1d") is None
+    assert list(await store.candles.read(market, "1d")) == aggregated(there, "1d")
 
 
 async def test_a_table_without_rows_is_as_any_other(
@@ -105,7 +122,7 @@ async def test_own_bars_of_an_exchange_are_not_its_business(
     assert await few(store, market, "1d") == aggregated(there, "1d")
     own = native(START + 2 * DAY, 30, "1h")
     await write(store, market, own, "1h")
-    assert await few(store, market, "1h") is None
+    assert await few(store, market, "1h", START, END) is None
     assert await few(store, market, "1d") is None
     assert await few(store, market, "15m", START, START + DAY) == aggregated(there, "15m")
     assert await few(store, other_market, "1d") == aggregated(there, "1d")
@@ -124,10 +141,10 @@ async def test_what_waits_for_a_refresh_is_not_its_business(
     now_there = sorted([*there[::2], *late], key=lambda c: c.time)
     waits = store.engine.is_community
     for name in ("1h", "1d"):
-        found = await few(store, market, name)
+        found = await few(store, market, name, START, END)
         assert found is None if waits else found == aggregated(now_there, name)
         assert list(await store.candles.read(market, name)) == aggregated(now_there, name)
-        assert await few(store, other_market, name) == aggregated(there[::2], name)
+        assert await few(store, other_market, name, START, END) == aggregated(there[::2], name)
     await store.candles.settle()
     assert await few(store, market, "1d") == aggregated(now_there, "1d")
 
@@ -137,8 +154,9 @@ async def test_a_watermark_that_moves_between_two_questions(store: Store, market
     for day in (0, 1, 2, 30, 31, 400):
         there += minutes(START + day * DAY, 90)
         await write(store, market, there[-90:])
-        for name in ("1h", "1d"):
-            assert await few(store, market, name) == aggregated(there, name), (day, name)
+        for name in ("4h", "1d"):
+            found = await few(store, market, name, START, START + 401 * DAY)
+            assert found == aggregated(there, name), (day, name)
 
 
 async def test_candles_of_now_are_in_it(store: Store, market: Market) -> None:
@@ -189,7 +207,11 @@ async def test_many_ask_at_once(store: Store, market: Market, other_market: Mark
     there = minutes(START, 3_000)
     await write(store, market, there)
     await write(store, other_market, there[:1_500])
-    asked = [few(store, one, name) for name in ("1h", "4h", "1d") for one in (market, other_market)]
+    asked = [
+        few(store, one, name, START, END)
+        for name in ("1h", "4h", "1d")
+        for one in (market, other_market)
+    ]
     found = await asyncio.gather(*asked * 3)
     expected = [
         aggregated(some, name) for name in ("1h", "4h", "1d") for some in (there, there[:1_500])

@@ -22,7 +22,6 @@ from kurisu.store.candle_read import (
     BARS_SCHEMA,
     EARLIEST,
     KINDS_WITH_BARS,
-    LATEST,
     aggregate,
     with_sources,
 )
@@ -33,9 +32,8 @@ from kurisu.store.kept import Kept
 
 #: From so many bars on a COPY, which is decoded while it arrives, is the faster way.
 FEW: Final = 4_096
-#: Of bars of this length and longer ones a market has few in years, so that all of them are asked
-#: for so, too.
-_LONG_S: Final = 3_600
+#: Of bars of this length a market has few in years, so that all of them are asked for so, too.
+_LONG: Final = ROLLUPS[-1]
 
 # Of the session that asks. The plan for any market and range is the one for each of them, so that
 # it is made once, and not six times; perhaps for a table that is nearly empty, so that it goes by
@@ -190,6 +188,7 @@ class FewBars:
 def _is_short(frame: Timeframe, low: datetime, high: datetime) -> bool:
     if frame not in ROLLUPS:
         return False
-    if low == EARLIEST or high == LATEST:
-        return frame.seconds >= _LONG_S
-    return frame.count(low, high) <= FEW
+    if low == EARLIEST:
+        return frame == _LONG
+    # After now there is none.
+    return frame.count(low, min(high, datetime.now(UTC))) <= FEW
