@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any, TypeAlias
 
 import asyncpg
+import pytest
 from bars import ROLLUPS
 from engines import without_options
 from sqlalchemy import text
@@ -104,3 +105,36 @@ async def coverage(
         timeframe=timeframe,
     )
     return [(since, until, status, source) for since, until, status, source in rows]
+
+
+#: How many ranges TimescaleDB's refreshes have said they will store, and have not.
+UNSTORED = "SELECT count(*) FROM _timescaledb_catalog.continuous_aggs_materialization_ranges"
+FAIL = """
+CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql
+AS $$ BEGIN RAISE 'no space left on device'; END $$
+"""
+
+
+async def failed_refresh(
+    store: Store, url: str, name: str, since: datetime | None, until: datetime
+) -> None:
+    """Somebody else's refresh of `ohlcv_<name>` fails when it has said what it will store."""
+    table = await value(
+        store,
+        "SELECT format('%I.%I', materialization_hypertable_schema, "
+        "materialization_hypertable_name) FROM timescaledb_information.continuous_aggregates "
+        "WHERE view_name = :view",
+        view=f"ohlcv_{name}",
+    )
+    start = "NULL" if since is None else f"TIMESTAMPTZ '{since}'"
+    async with session(url) as connection:
+        await connection.execute(FAIL)
+        await connection.execute(
+            f"CREATE TRIGGER fail BEFORE INSERT OR UPDATE ON {table} EXECUTE FUNCTION fail()"
+        )
+        with pytest.raises(asyncpg.RaiseError, match="no space left"):
+            await connection.execute(
+                f"CALL refresh_continuous_aggregate('ohlcv_{name}', {start}, "
+                f"TIMESTAMPTZ '{until}', force => true)"
+            )
+        await connection.execute("DROP FUNCTION fail CASCADE")

@@ -7,9 +7,10 @@ from typing import Final
 
 import pytest
 from bars import DAY, MINUTE, ROLLUPS, START, aggregated, as_table, bar, candle, minutes, opening
-from rows import coverage, fetch, insert, rollups, session, stored, value
+from rows import coverage, failed_refresh, fetch, insert, rollups, session, stored, value
 
 from kurisu.domain.candle import Candle
+from kurisu.store import rollups as refreshes
 from kurisu.store.markets import Market
 from kurisu.store.store import Store
 
@@ -130,6 +131,21 @@ async def test_a_hole_between_dropped_candles_can_be_filled(store: Store, expire
     hole = minutes(START + 1_500 * MINUTE, 600)
     await write(store, expired, hole)
     await assert_bars(store, expired, [*OLD, *hole, *RECENT])
+
+
+@pytest.mark.parametrize("tier", ["community"], indirect=True)
+async def test_bars_stay_when_a_refresh_over_what_was_dropped_has_failed(
+    store: Store, expired: Market, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A writer does not finish it, but leaves its own part for later."""
+    for name in ROLLUPS:
+        await failed_refresh(store, url, name, START, TODAY - 2 * DAY)
+    monkeypatch.setattr(refreshes, "FIRST_PAUSE_S", 0)
+    new = minutes(TODAY - 5 * DAY, 10)
+    await write(store, expired, new)
+    for name in ROLLUPS:
+        found = list(await store.candles.read(expired, name))
+        assert found == aggregated([*OLD, *RECENT, *new], name), name
 
 
 async def test_bars_stay_when_the_policy_moves(store: Store, expired: Market) -> None:

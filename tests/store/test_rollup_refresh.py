@@ -12,7 +12,17 @@ from bars import DAY, MINUTE, ROLLUPS, START, aggregated, as_table, candle, minu
 from engines import NATIVE_TIMESCALEDB
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from rows import Connection, fetch, insert, parameters, rollups, session, value
+from rows import (
+    UNSTORED,
+    Connection,
+    failed_refresh,
+    fetch,
+    insert,
+    parameters,
+    rollups,
+    session,
+    value,
+)
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -164,9 +174,9 @@ async def test_a_refresh_touches_nothing_but_what_was_written(
     asked: dict[str, list[Range]] = {}
     real = module.refresh
 
-    async def refresh(connection: object, frame: object, part: Range) -> bool:
+    async def refresh(connection: object, frame: object, part: Range, *, within: Range) -> bool:
         asked.setdefault(str(frame), []).append(part)
-        return await real(connection, frame, part)  # type: ignore[arg-type]
+        return await real(connection, frame, part, within=within)  # type: ignore[arg-type]
 
     monkeypatch.setattr(module, "refresh", refresh)
     touched = START + 100 * DAY
@@ -300,17 +310,35 @@ async def test_a_background_refresh_that_does_not_end_leaves_the_work_to_the_nex
 ) -> None:
     there = minutes(START, 300)
 
-    async def in_flight(*_: object) -> bool:
-        return True
+    async def unstored(*_: object) -> Range:
+        return Range(START, START + DAY)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_in_flight", in_flight)
+        patch.setattr(module, "_unstored", unstored)
         patch.setattr(module, "FIRST_PAUSE_S", 0)
         await write(store, market, there)
     assert await value(store, "SELECT count(*) FROM rollup_pending") == 1
     await write(store, market, there[:1])
     assert await value(store, "SELECT count(*) FROM rollup_pending") == 0
     await assert_bars(store, market, there)
+
+
+@pytest.mark.parametrize(("first", "last"), [(-9, 9), (5, 7), (0, 6), (None, 6)])
+async def test_a_refresh_that_failed_half_way_does_not_stand_in_the_way(
+    store: Store, market: Market, url: str, first: int | None, last: int
+) -> None:
+    """What it had said it would store stays said, and only a refresh of all of it ends that."""
+    there = [c for n in range(0, 8, 2) for c in minutes(START + n * DAY, 200)]
+    await write(store, market, there)
+    since = None if first is None else START + first * DAY
+    for name in ROLLUPS:
+        await failed_refresh(store, url, name, since, START + last * DAY)
+    assert await value(store, UNSTORED) >= len(ROLLUPS)
+    page = minutes(START + 5 * DAY + timedelta(hours=12), 10)
+    await write(store, market, page)
+    assert await value(store, "SELECT count(*) FROM rollup_pending") == 0
+    assert await value(store, UNSTORED) == 0
+    await assert_bars(store, market, [*there, *page])
 
 
 async def run_refresh_policies(connection: Connection) -> None:

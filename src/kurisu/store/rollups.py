@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from sqlalchemy import text
@@ -34,6 +34,8 @@ MERGE_WITHIN: Final = timedelta(days=7)
 #: A policy's own refresh may hold what we need; it is short.
 ATTEMPTS: Final = 8
 FIRST_PAUSE_S: Final = 0.05
+#: After so many attempts it may be one that failed or was killed, and its work is done for it.
+PATIENT: Final = 3
 #: What a concurrent refresh of the same aggregate has been seen to raise: lock_not_available,
 #: object_in_use, object_not_in_prerequisite_state, deadlock, serialization, and unique_violation
 #: where it stored the same bar first.
@@ -66,6 +68,8 @@ def cover(wanted: Range, frame: Timeframe) -> Range:
 
 #: The background policies look back this far; what is older they never see.
 POLICY_WINDOW: Final = timedelta(days=7)
+#: Before all candles; the driver sends it as -infinity.
+ANCIENT: Final = datetime.min.replace(tzinfo=UTC)
 #: TimescaleDB's watermark of an aggregate with nothing in it is in 4714 BC.
 _BEGINNING: Final = "TIMESTAMPTZ '1970-01-01 00:00:00+00'"
 
@@ -370,14 +374,15 @@ async def _refresh(connection: AsyncConnection, ranges: Sequence[Range]) -> bool
             # A refresh below the oldest chunk would find no candles and delete the bars. One of
             # the bar in progress would move the watermark past it, and every further candle of
             # that bar would need a refresh; it stays above, where bars are read from candles.
+            within = Range(ANCIENT, frame.open_time(bounds.now))
             wanted = Range(
-                max(wanted.since, frame.ceil(bounds.oldest_chunk)),
-                min(wanted.until, frame.open_time(bounds.now)),
+                max(wanted.since, frame.ceil(bounds.oldest_chunk)), min(wanted.until, within.until)
             )
             if frame is ROLLUPS[0] and bounds.horizon is not None:
                 wanted = await _keep(connection, wanted, frame, bounds.horizon)
+                within = Range(frame.ceil(bounds.horizon), within.until)
             if wanted.since < wanted.until:
-                done = await refresh(connection, frame, wanted) and done
+                done = await refresh(connection, frame, wanted, within=within) and done
     return done
 
 
@@ -424,34 +429,51 @@ async def show(connection: AsyncConnection, frame: Timeframe) -> None:
     await refresh(connection, frame, removed, force=True)
 
 
-# Whether a refresh that somebody else has begun still has to store bars of a range. Parameters:
-# view, since, until. Columns: pending.
-IN_FLIGHT: Final = """
-SELECT count(*) > 0 AS pending
+# What refreshes have said they will store of a range, and have not stored. One that is at it holds
+# its row; of one that failed or was killed the row stays. Parameters: view, since, until, and last,
+# beyond which nothing is asked. Columns: ranges (how many), since (null before 1970), until.
+UNSTORED: Final = """
+SELECT count(*) AS ranges,
+       CASE WHEN min(r.lowest_modified_value) >= 0
+            THEN _timescaledb_functions.to_timestamp(min(r.lowest_modified_value)) END AS since,
+       _timescaledb_functions.to_timestamp(least(
+           max(r.greatest_modified_value),
+           _timescaledb_functions.to_unix_microseconds(CAST(:last AS timestamptz)))) AS until
   FROM _timescaledb_catalog.continuous_aggs_materialization_ranges r
-  JOIN _timescaledb_catalog.hypertable h ON h.id = r.materialization_id
-  JOIN timescaledb_information.continuous_aggregates c
-    ON h.schema_name = c.materialization_hypertable_schema
-   AND h.table_name = c.materialization_hypertable_name
- WHERE c.view_schema = current_schema() AND c.view_name = :view
+  JOIN _timescaledb_catalog.continuous_agg c ON c.mat_hypertable_id = r.materialization_id
+ WHERE c.user_view_schema = current_schema() AND c.user_view_name = :view
    AND r.lowest_modified_value
-       < (extract(epoch FROM CAST(:until AS timestamptz)) * 1000000)::bigint
+       < _timescaledb_functions.to_unix_microseconds(CAST(:until AS timestamptz))
    AND r.greatest_modified_value
-       >= (extract(epoch FROM CAST(:since AS timestamptz)) * 1000000)::bigint
+       > _timescaledb_functions.to_unix_microseconds(CAST(:since AS timestamptz))
 """
 
 
 async def refresh(
-    connection: AsyncConnection, frame: Timeframe, part: Range, *, force: bool = False
+    connection: AsyncConnection,
+    frame: Timeframe,
+    part: Range,
+    *,
+    within: Range | None = None,
+    force: bool = False,
 ) -> bool:
-    """CALL refresh_continuous_aggregate, again while a background refresh is in the way.
+    """CALL refresh_continuous_aggregate, again while another refresh is in the way.
 
-    force: also where TimescaleDB knows of no change. False if the other one has not ended after
-    some time. Raises WriteRefused to a role that does not own the aggregate.
+    within: how far it may go beyond `part` to store what another refresh left when it failed or was
+        killed; TimescaleDB takes that up only as a whole. None for nowhere.
+    force: also where TimescaleDB knows of no change.
+    False if the other one has not ended after some time, or began before `within`. Raises
+    WriteRefused to a role that does not own the aggregate.
     """
     view = f"ohlcv_{frame.name}"
-    bounds = {"since": part.since, "until": part.until}
+    left = await _unstored(connection, view, part, within)
     for attempt in range(ATTEMPTS):
+        asked = part
+        if left is not None and within is not None:
+            if left.since < within.since:
+                return False
+            if attempt >= PATIENT:
+                asked = Range(min(part.since, left.since), max(part.until, left.until))
         try:
             await connection.execute(
                 text(
@@ -459,9 +481,10 @@ async def refresh(
                     "CAST(:since AS timestamptz), CAST(:until AS timestamptz), "
                     f"force => {force})"
                 ),
-                bounds,
+                {"since": asked.since, "until": asked.until},
             )
-            if not await _in_flight(connection, {"view": view, **bounds}):
+            left = await _unstored(connection, view, part, within)
+            if left is None:
                 return True
         except DBAPIError as error:
             if sqlstate(error) == INSUFFICIENT_PRIVILEGE:
@@ -476,12 +499,18 @@ async def refresh(
     return False
 
 
-async def _in_flight(connection: AsyncConnection, where: dict[str, object]) -> bool:
+async def _unstored(
+    connection: AsyncConnection, view: str, part: Range, within: Range | None
+) -> Range | None:
+    """What other refreshes have still to store that touches `part`, up to the end of `within`."""
     # Since 2.22 a refresh passes over bars that another one is about to store.
     table = "_timescaledb_catalog.continuous_aggs_materialization_ranges"
     if await connection.scalar(text("SELECT to_regclass(:table)"), {"table": table}) is None:
-        return False
-    return bool(await connection.scalar(text(IN_FLIGHT), where))
+        return None
+    last = part.until if within is None else within.until
+    where = {"view": view, "since": part.since, "until": part.until, "last": last}
+    row = (await connection.execute(text(UNSTORED), where)).one()
+    return Range(row.since or ANCIENT, row.until) if row.ranges else None
 
 
 async def refresh_all(database: AsyncEngine) -> list[Range]:
