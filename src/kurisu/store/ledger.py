@@ -49,6 +49,7 @@ from kurisu.store.ledger_values import (
     WaitingRecord,
 )
 from kurisu.store.markets import Market
+from kurisu.store.prompt import Awake, Begun
 
 if TYPE_CHECKING:
     from kurisu.store.store import Store
@@ -76,6 +77,7 @@ class Ledger:
         self._lock = asyncio.Lock()
         # The fills that wait for the lock, and are joined by those that come.
         self._turn: Turn | None = None
+        self._awake = Awake()
         self._connection: AsyncConnection | None = None
         self._raw: Raw | None = None
 
@@ -636,7 +638,10 @@ class Ledger:
             return known_outcome(entry)
         before = order_now(entry)
         try:
-            is_written = await write_one(self._raw, entry, execution, scope.terms.settle_asset)
+            with self._awake:
+                writing = Begun(write_one(self._raw, entry, execution, scope.terms.settle_asset))
+                outcome = plain_outcome(entry, before, execution, scope)
+                is_written = await writing
         except BaseException:
             await self._discard()
             with translated(self._store.database):
@@ -645,4 +650,4 @@ class Ledger:
             self._tallies.drop(scope, execution.exchange_order_id)
             return None
         self._tallies.grown(1)
-        return plain_outcome(entry, before, execution, scope)
+        return outcome
