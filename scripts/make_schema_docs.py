@@ -211,7 +211,11 @@ def _rules(table: Table) -> Iterator[str]:
             how = ", nulls not distinct" if nulls else ""
             yield f"Unique `{constraint.name}`: ({columns}){how}."
         elif isinstance(constraint, CheckConstraint):
-            yield f"Check `{constraint.name}`: {_rule(str(constraint.sqltext))}."
+            named = constraint.info.get("rules", {})
+            for name, rule in sorted(named.items()):
+                yield f"Check `check_{table.name}_{name}`: {_rule(rule)}."
+            if not named:
+                yield f"Check `{constraint.name}`: {_rule(str(constraint.sqltext))}."
     for index in sorted(table.indexes, key=lambda i: str(i.name)):
         statement = str(CreateIndex(index).compile(dialect=_DIALECT))
         yield f"Index `{index.name}`: {statement[statement.index('(') :]}."

@@ -63,6 +63,28 @@ async def test_every_check_has_the_name_that_the_model_gives_it(store: Store) ->
         assert found.get(table.name, set()) == wanted, table.name
 
 
+async def test_every_rule_in_a_function_is_the_one_of_the_model(store: Store) -> None:
+    found: dict[str, dict[str, str]] = {}
+    for table in Base.metadata.tables.values():
+        for constraint in table.constraints:
+            if isinstance(constraint, CheckConstraint) and "rules" in constraint.info:
+                function, columns = str(constraint.sqltext).rstrip(")").split("(")
+                ((source, arguments),) = await fetch(
+                    store,
+                    "SELECT prosrc, proargnames FROM pg_proc "
+                    "WHERE proname = :name AND pronamespace = 'public'::regnamespace",
+                    name=function,
+                )
+                found[table.name] = {
+                    name: rule
+                    for rule, name in re.findall(r"WHEN NOT \((.*)\) THEN '(\w+)'", source)
+                }
+                assert source.count("WHEN ") == len(found[table.name])
+                assert found[table.name] == constraint.info["rules"]
+                assert arguments == columns.split(", ")
+    assert found.keys() == {"orders", "executions"}
+
+
 async def test_every_key_has_the_name_that_the_model_gives_it(store: Store, tier: str) -> None:
     found = await constraint_names(store, "p")
     for table in Base.metadata.tables.values():

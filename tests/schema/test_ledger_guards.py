@@ -383,6 +383,20 @@ class TestFromElsewhere:
         await psql.execute(OTHER_TRIGGER.format(statement))
         await refused(psql, "INSERT INTO notes VALUES (1)", "inside of a trigger is refused")
 
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "pg_temp.kurisu_new_executions", "my_kurisu_new_executions",
+            '"my kurisu_new_executions"', '"kurisu_new_executions "',
+        ],
+    )  # fmt: skip
+    async def test_guards_hold_whatever_the_other_triggers_are_called(
+        self, psql: Connection, name: str
+    ) -> None:
+        other = OTHER_TRIGGER.replace("pg_temp.kurisu_follow", name)
+        await psql.execute(other.format("UPDATE orders SET filled = 3, remaining = 2"))
+        await refused(psql, "INSERT INTO notes VALUES (1)", "inside of a trigger is refused")
+
     async def test_another_trigger_may_add_a_fill(self, psql: Connection) -> None:
         fill = FILL.replace("$1", "'2'").replace("$2", "1").replace("$3", "100")
         await psql.execute(OTHER_TRIGGER.format(fill))
@@ -419,7 +433,8 @@ class TestFromElsewhere:
         )
         assert {row["proname"] for row in found} == {
             "kurisu_are_fees", "kurisu_append_only", "kurisu_caller", "kurisu_guard_orders",
-            "kurisu_keep_exchange", "kurisu_keep_id", "kurisu_time_is_given",
+            "kurisu_is_execution", "kurisu_is_order", "kurisu_keep_exchange", "kurisu_keep_id",
+            "kurisu_time_is_given",
         }  # fmt: skip
 
     @pytest.mark.parametrize("table", ["orders", "accounts"])

@@ -32,6 +32,17 @@ def scalar(query: str) -> object:
     return op.get_bind().exec_driver_sql(query).scalar()
 
 
+def replace_in(function: str, before: str, after: str) -> None:
+    """Make a function anew with one part of its text exchanged; its settings stay.
+
+    function: with the types of its arguments. Raises RuntimeError if the part is not there.
+    """
+    definition = str(scalar(f"SELECT pg_get_functiondef('{function}'::regprocedure)"))
+    if before not in definition:
+        raise RuntimeError(f"{function} is not as the migration before left it")
+    op.get_bind().exec_driver_sql(definition.replace(before, after))
+
+
 def has_timescaledb() -> bool:
     """True if the extension is in this database."""
     return scalar("SELECT 1 FROM pg_extension WHERE extname = 'timescaledb'") is not None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from decimal import Decimal
 from typing import Annotated, Any
 
-from sqlalchemy import BigInteger, DateTime, Identity, MetaData, Numeric, text
+from sqlalchemy import BigInteger, CheckConstraint, DateTime, Identity, MetaData, Numeric, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, mapped_column
 
@@ -49,6 +50,15 @@ def any_of(column: str, *values: str) -> str:
     It reads the stored text of every CHECK again for each statement.
     """
     return f"{column} = ANY ('{{{','.join(values)}}}')"
+
+
+def rules(function: str, columns: str, named: Mapping[str, str]) -> CheckConstraint:
+    """The CHECKs of a table with a statement a row as one; a migration makes its function.
+
+    The function keeps what it was read as. It raises what a CHECK of the broken rule would, with
+    that one's name: check_<table>_<rule>. columns: its arguments. named: expressions by rule.
+    """
+    return CheckConstraint(f"{function}({columns})", name="rules", info={"rules": named})
 
 
 def within_times(least: str, greatest: str | None = None) -> str:

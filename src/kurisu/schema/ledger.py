@@ -29,6 +29,7 @@ from kurisu.schema.base import (
     CreatedAt,
     any_of,
     one_of,
+    rules,
     within_times,
 )
 
@@ -76,28 +77,28 @@ class Order(Base):
             unique=True,
             postgresql_where=text("account_id IS NULL"),
         ),
-        CheckConstraint(any_of("side", "buy", "sell"), name="side"),
-        CheckConstraint(any_of("type", "limit", "market", "stop_loss", "take_profit"), name="type"),
-        CheckConstraint(
-            any_of("status", "pending", "open", "closed", "canceled", "failed"), name="status"
-        ),
-        CheckConstraint("amount > '0' AND amount < 'Infinity'", name="amount"),
-        CheckConstraint("filled >= '0' AND filled <= amount", name="filled"),
-        CheckConstraint("remaining = amount - filled", name="remaining"),
-        # NaN is a NUMERIC in PostgreSQL and greater than every number.
-        CheckConstraint(
-            "least(price, stop_price) > '0' AND greatest(cost, price, stop_price) < 'Infinity'",
-            name="finite",
-        ),
-        CheckConstraint("coalesce(client_order_id, exchange_order_id, '') <> ''", name="has_an_id"),
-        CheckConstraint(
-            within_times("least(created_at, updated_at)", "greatest(created_at, updated_at)"),
-            name="times",
-        ),
-        CheckConstraint("type <> 'limit' OR price IS NOT NULL", name="limit_has_price"),
-        CheckConstraint(
-            "type <> ALL ('{stop_loss,take_profit}') OR stop_price IS NOT NULL",
-            name="stop_has_stop_price",
+        rules(
+            "kurisu_is_order",
+            "side, type, status, amount, filled, remaining, cost, price, stop_price, "
+            "client_order_id, exchange_order_id, created_at, updated_at",
+            {
+                "side": any_of("side", "buy", "sell"),
+                "type": any_of("type", "limit", "market", "stop_loss", "take_profit"),
+                "status": any_of("status", "pending", "open", "closed", "canceled", "failed"),
+                "amount": "amount > '0' AND amount < 'Infinity'",
+                "filled": "filled >= '0' AND filled <= amount",
+                "remaining": "remaining = amount - filled",
+                # NaN is a NUMERIC in PostgreSQL and greater than every number.
+                "finite": "least(price, stop_price) > '0' "
+                "AND greatest(cost, price, stop_price) < 'Infinity'",
+                "has_an_id": "coalesce(client_order_id, exchange_order_id, '') <> ''",
+                "times": within_times(
+                    "least(created_at, updated_at)", "greatest(created_at, updated_at)"
+                ),
+                "limit_has_price": "type <> 'limit' OR price IS NOT NULL",
+                "stop_has_stop_price": "type <> ALL ('{stop_loss,take_profit}') "
+                "OR stop_price IS NOT NULL",
+            },
         ),
         Index("idx_orders_exchange_order_id", "exchange_order_id"),
         Index("idx_orders_market_id", "market_id"),
@@ -175,22 +176,26 @@ class Execution(Base):
             "exchange_order_id",
             name="unique_executions_trade_id",
         ),
-        CheckConstraint(any_of("side", "buy", "sell"), name="side"),
-        CheckConstraint(
-            "trade_id <> '' AND (order_id IS NOT NULL "
-            "OR (account_id IS NOT NULL AND coalesce(exchange_order_id, '') <> ''))",
-            name="waits_under_an_id",
+        rules(
+            "kurisu_is_execution",
+            "side, trade_id, order_id, account_id, exchange_order_id, price, amount, cost, fee, "
+            "fee_currency, taker_or_maker, time",
+            {
+                "side": any_of("side", "buy", "sell"),
+                "waits_under_an_id": "trade_id <> '' AND (order_id IS NOT NULL "
+                "OR (account_id IS NOT NULL AND coalesce(exchange_order_id, '') <> ''))",
+                "taker_or_maker": any_of("taker_or_maker", "taker", "maker"),
+                "amount": "least(amount, price) > '0' AND cost >= '0'",
+                "finite": "greatest(amount, price, cost, fee) < 'Infinity'",
+                "fee_has_currency": "fee IS NULL OR coalesce(fee_currency, '') <> ''",
+                "time": within_times("time"),
+            },
         ),
         # The function is made by migration 0010: exact numbers as text, by asset.
         CheckConstraint(
             "other_fees IS NULL OR (fee IS NOT NULL AND kurisu_are_fees(other_fees))",
             name="other_fees",
         ),
-        CheckConstraint(any_of("taker_or_maker", "taker", "maker"), name="taker_or_maker"),
-        CheckConstraint("least(amount, price) > '0' AND cost >= '0'", name="amount"),
-        CheckConstraint("greatest(amount, price, cost, fee) < 'Infinity'", name="finite"),
-        CheckConstraint("fee IS NULL OR coalesce(fee_currency, '') <> ''", name="fee_has_currency"),
-        CheckConstraint(within_times("time"), name="time"),
         Index("idx_executions_time", "time"),
         Index(
             "idx_executions_waiting",

@@ -13,7 +13,7 @@ Create Date: 2026-11-22
 
 from alembic import op
 
-from kurisu.migrations.script import execute_script, scalar
+from kurisu.migrations.script import execute_script, replace_in, scalar
 
 revision = "0015"
 down_revision = "0014"
@@ -147,15 +147,13 @@ def _checks(form: int) -> None:
 
 def _replace(before: str, after: str) -> None:
     """In the functions that orders follow executions by."""
-    for function in (
-        "kurisu_new_executions()",
+    replace_in("kurisu_new_executions()", before, after)
+    replace_in(
         "kurisu_follow(bigint[], integer[], integer[], text[], text[], numeric[], numeric[], "
         "timestamptz[])",
-    ):
-        definition = str(scalar(f"SELECT pg_get_functiondef('{function}'::regprocedure)"))
-        if before not in definition:
-            raise RuntimeError(f"{function} is not as migration 0014 left it")
-        op.get_bind().exec_driver_sql(definition.replace(before, after))
+        before,
+        after,
+    )
 
 
 def _functions() -> list[str]:
