@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import selectors
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -113,8 +114,32 @@ def test_a_single_processor_is_left_to_the_server(
     run(main)
 
 
-def test_there_is_a_processor() -> None:
-    assert prompt._processors() >= 1
+def test_processors_are_those_that_this_process_may_run_on() -> None:
+    assert prompt._processors() == len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize("call", ["sched_yield", "sched_getaffinity"])
+def test_a_system_that_cannot_say_is_taken_for_one_processor(
+    monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    monkeypatch.delattr(os, call)
+    assert prompt._processors() == 1
+
+
+def test_others_on_the_same_processor_come_first(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[None] = []
+    monkeypatch.setattr(os, "sched_yield", lambda: given.append(None))
+
+    async def main(recorder: Recorder) -> None:
+        awake = Awake()
+        given.clear()
+        assert not await sleeps(recorder, awake)
+        # Once for each time that the loop asked, but for the last.
+        assert len(given) >= len(recorder.asked) - 2 > 0
+
+    run(main)
 
 
 def test_others_go_on_while_an_answer_is_waited_for_awake(clock: Clock) -> None:

@@ -18,10 +18,12 @@ _WEIGHT: Final = 0.1
 
 
 def _processors() -> int:
+    """How many this process may run on; 1 where it could not give way to others."""
     try:
+        os.sched_yield()
         return len(os.sched_getaffinity(0))
-    except AttributeError:  # Linux has it.
-        return os.cpu_count() or 1
+    except AttributeError:  # Not on every system.
+        return 1
 
 
 class Awake:
@@ -29,7 +31,8 @@ class Awake:
 
     In a virtual machine it takes 50 microseconds and more until a processor that has nothing to do
     looks at what has arrived. So the loop asks again and again instead, for as long as answers are
-    quick, and where there is another processor for the server.
+    quick, where there is another processor for the server. Each time it gives way to whoever else
+    has something to do on its own.
     """
 
     def __init__(self) -> None:
@@ -59,6 +62,7 @@ class Awake:
         # With a call that waits its turn, the loop looks for events without sleeping.
         self._is_asking = monotonic() < self._until
         if self._is_asking:
+            os.sched_yield()
             loop.call_soon(self._ask, loop)
 
 
