@@ -78,8 +78,8 @@ def tables() -> Iterator[tuple[str, Table]]:
 
 
 def sql_type(column: Column[object]) -> str:
-    """PostgreSQL's name of the column's type, in the short spelling."""
-    spelled = column.type.compile(dialect=_DIALECT)
+    """PostgreSQL's name of the column's type, in the short spelling and without a collation."""
+    spelled = column.type.compile(dialect=_DIALECT).partition(" COLLATE ")[0]
     return _SHORT_TYPES.get(spelled, spelled.lower())
 
 

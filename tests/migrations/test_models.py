@@ -85,6 +85,31 @@ async def test_every_rule_in_a_function_is_the_one_of_the_model(store: Store) ->
     assert found.keys() == {"orders", "executions"}
 
 
+async def test_unique_ids_of_the_ledger_do_not_go_by_a_language(store: Store) -> None:
+    """A newer operating system may have another order, and the index would not find what is there.
+
+    What an exchange or Kurisu itself made up is an id; names of accounts and strategies are few.
+    """
+    rows = await fetch(
+        store,
+        "SELECT c.relname::text, a.attname::text, l.collname::text "
+        "FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid "
+        "JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = ANY (i.indkey) "
+        "JOIN pg_collation l ON l.oid = a.attcollation "
+        "WHERE i.indisunique AND c.relnamespace = 'public'::regnamespace "
+        "AND c.relname IN ('orders', 'executions', 'waiting_orders', 'ledger_entries') "
+        "AND a.attname NOT IN ('kind', 'asset')",
+    )
+    found = {(table, column): collation for table, column, collation in rows}
+    assert set(found.values()) == {"C"}
+    assert found.keys() == {
+        ("orders", "client_order_id"), ("orders", "exchange_order_id"),
+        ("executions", "trade_id"), ("executions", "exchange_order_id"),
+        ("waiting_orders", "client_order_id"), ("waiting_orders", "exchange_order_id"),
+        ("ledger_entries", "reference"),
+    }  # fmt: skip
+
+
 async def test_every_key_has_the_name_that_the_model_gives_it(store: Store, tier: str) -> None:
     found = await constraint_names(store, "p")
     for table in Base.metadata.tables.values():

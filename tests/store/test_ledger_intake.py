@@ -553,6 +553,27 @@ async def test_a_trade_with_oneself_is_told_when_both_sides_come_together(
     await invariants_hold(store)
 
 
+@pytest.mark.parametrize(
+    ("trade_ids", "is_reused"),
+    [
+        (["5", "6"], True), (["4", "5"], True), (["4", "5", "6"], True), (["4", "6"], False),
+        (["6", "7"], False), (["50", "500"], False), (["1", "9"], False),
+        (["a", "\u00fc"], True), (["a", "\u20ac"], False), (["\u00fc", "\U0001f4b0"], True),
+        (["\U0001f4b0", "\u20ac"], False),
+    ],
+)  # fmt: skip
+async def test_a_trade_id_of_another_order_is_told_wherever_it_lies_among_those_of_a_batch(
+    store: Store, account: Account, market: Market, trade_ids: list[str], is_reused: bool
+) -> None:
+    other = {"client_order_id": "other", "exchange_order_id": "X2"}
+    await tell(store.ledger, account, market, placed(), placed(**other), said("open", 1),
+               said("open", 1, **other), fill("5", "0.5"), fill("\u00fc", "0.1"))  # fmt: skip
+    fills = [fill(name, "0.1", exchange_order_id="X2") for name in trade_ids]
+    assert (await store.ledger.apply_many(account, fills, market=market)).inserted == len(fills)
+    told = [("trade_id_reused",)] if is_reused else []
+    assert await fetch(store, "SELECT event_type FROM risk_events") == told
+
+
 async def test_somebody_with_psql_is_seen(
     store: Store, account: Account, market: Market, url: str
 ) -> None:

@@ -18,10 +18,11 @@ pytestmark = pytest.mark.parametrize("tier", ["plain"], indirect=True)
 
 
 @pytest.mark.parametrize(
-    ("statement", "count"), [(INSERT_ONE, 11), (HOLD_ORDERS, 5), (ORDERS_BY_TRADES, 4)]
+    ("statement", "count", "looks"),
+    [(INSERT_ONE, 11, 1), (HOLD_ORDERS, 5, 2), (ORDERS_BY_TRADES, 4, 1)],
 )
 async def test_trade_ids_are_looked_up_by_their_index_in_an_empty_table(
-    store: Store, url: str, statement: str, count: int
+    store: Store, url: str, statement: str, count: int, looks: int
 ) -> None:
     async with session(url) as connection:
         # Statistics of an empty table: by them every way costs the same.
@@ -33,9 +34,9 @@ async def test_trade_ids_are_looked_up_by_their_index_in_an_empty_table(
         rows = await connection.fetch(f"EXPLAIN EXECUTE looked_up({nothing})")
     plan = "\n".join(row[0] for row in rows)
     found = [line for line in plan.splitlines() if "Index Cond" in line and "trade_id" in line]
-    assert len(found) == 1, plan
-    assert "account_id =" in found[0] and "market_id =" in found[0], plan
-    assert "unique_executions_trade_id on executions" in plan
+    assert len(found) == looks, plan
+    assert all("account_id =" in line and "market_id =" in line for line in found), plan
+    assert plan.count("unique_executions_trade_id on executions") == looks, plan
     assert "Seq Scan" not in plan
 
 

@@ -22,6 +22,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from kurisu.schema.base import (
+    IDS,
     MONEY,
     TIMESTAMPTZ,
     Base,
@@ -111,10 +112,10 @@ class Order(Base):
 
     id: Mapped[BigIdentity]
     client_order_id: Mapped[str | None] = mapped_column(
-        String(50), comment="Made by us before sending; null for an order that others placed."
+        String(50, IDS), comment="Made by us before sending; null for an order that others placed."
     )
     exchange_order_id: Mapped[str | None] = mapped_column(
-        String, comment="Null until the exchange has answered."
+        String(collation=IDS), comment="Null until the exchange has answered."
     )
     market_id: Mapped[int] = mapped_column(ForeignKey("markets.id"))
     strategy_id: Mapped[int | None] = mapped_column(ForeignKey("strategies.id"))
@@ -212,7 +213,7 @@ class Execution(Base):
         comment="Null while it waits: its order is unknown, or it does not fit.",
     )
     trade_id: Mapped[str] = mapped_column(
-        String,
+        String(collation=IDS),
         comment="The exchange's; a second content under one id is marked: id~digits of its hash.",
     )
     price: Mapped[Decimal] = mapped_column(MONEY, comment="Quote units per base unit.")
@@ -227,7 +228,7 @@ class Execution(Base):
     account_id: Mapped[int | None] = mapped_column(Integer, comment="Its order's.")
     market_id: Mapped[int] = mapped_column(Integer, comment="Its order's.")
     exchange_order_id: Mapped[str | None] = mapped_column(
-        String, comment="The order that it fills, as the exchange calls it."
+        String(collation=IDS), comment="The order that it fills, as the exchange calls it."
     )
     side: Mapped[str] = mapped_column(String(4), comment="Its order's.")
     other_fees: Mapped[dict[str, str] | None] = mapped_column(
@@ -270,8 +271,12 @@ class WaitingOrder(Base):
     id: Mapped[BigIdentity]
     account_id: Mapped[int] = mapped_column(ForeignKey("accounts.id"))
     market_id: Mapped[int] = mapped_column(ForeignKey("markets.id"))
-    client_order_id: Mapped[str | None] = mapped_column(String, comment="As the exchange said.")
-    exchange_order_id: Mapped[str | None] = mapped_column(String, comment="As the exchange said.")
+    client_order_id: Mapped[str | None] = mapped_column(
+        String(collation=IDS), comment="As the exchange said."
+    )
+    exchange_order_id: Mapped[str | None] = mapped_column(
+        String(collation=IDS), comment="As the exchange said."
+    )
     facts: Mapped[dict[str, Any]] = mapped_column(
         JSONB,
         server_default=text("'{}'::jsonb"),
@@ -370,7 +375,7 @@ class LedgerEntry(Base):
         MONEY, comment="In units of the asset; negative leaves the wallet."
     )
     reference: Mapped[str | None] = mapped_column(
-        String, comment="The exchange's id of it; the same one is stored once."
+        String(collation=IDS), comment="The exchange's id of it; the same one is stored once."
     )
     note: Mapped[str | None] = mapped_column(Text)
     created_at: Mapped[CreatedAt]

@@ -29,8 +29,10 @@ REMEMBERED: Final = 200_000
 # Whether the rows of orders are as the tallies have them, and no execution there is has one of the
 # trade ids: the version that the orders will have then, or null. The rows stay locked. Parameters:
 # account_id, market_id, order ids and their versions, trade ids.
-# LATERAL makes each look-up one by the index, also where the plan was made for an empty table, and
-# ORDER BY one by the right index: in an empty table all of them cost the same.
+# Mostly nothing there lies between the first and the last of the trade ids, and one look-up tells;
+# ids are in the order of their bytes, as their column is. LATERAL makes each of the others one by
+# the index, also where the plan was made for an empty table, and ORDER BY one by the right index:
+# in an empty table all of them cost the same.
 HOLD_ORDERS: Final = """
 WITH held AS (
     SELECT w.version = o.version AS is_same
@@ -39,12 +41,17 @@ WITH held AS (
         SELECT xmin AS version FROM orders WHERE id = w.id FOR NO KEY UPDATE) AS o
 )
 SELECT CASE WHEN (SELECT count(*) FROM held WHERE is_same) = cardinality($3)
-             AND NOT EXISTS (SELECT 1 FROM unnest($5::text[]) AS t(trade_id)
-                              CROSS JOIN LATERAL (
-                                 SELECT 1 FROM executions e
-                                  WHERE e.account_id = $1 AND e.market_id = $2
-                                    AND e.trade_id = t.trade_id
-                                  ORDER BY e.exchange_order_id LIMIT 1) AS there)
+             AND ((SELECT e.trade_id FROM executions e
+                    WHERE e.account_id = $1 AND e.market_id = $2
+                      AND e.trade_id >= (SELECT min(t COLLATE "C") FROM unnest($5::text[]) t)
+                      AND e.trade_id <= (SELECT max(t COLLATE "C") FROM unnest($5::text[]) t)
+                    ORDER BY e.trade_id, e.exchange_order_id LIMIT 1) IS NULL
+                  OR NOT EXISTS (SELECT 1 FROM unnest($5::text[]) AS t(trade_id)
+                                  CROSS JOIN LATERAL (
+                                     SELECT 1 FROM executions e
+                                      WHERE e.account_id = $1 AND e.market_id = $2
+                                        AND e.trade_id = t.trade_id
+                                      ORDER BY e.exchange_order_id LIMIT 1) AS there))
             THEN pg_current_xact_id()::xid END AS version
 """
 
