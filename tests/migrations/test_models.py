@@ -75,6 +75,7 @@ async def test_every_rule_in_a_function_is_the_one_of_the_model(store: Store) ->
                     "WHERE proname = :name AND pronamespace = 'public'::regnamespace",
                     name=function,
                 )
+                source = re.sub(r"OPERATOR\(pg_catalog\.(.{1,2})\)", r"\1", source)
                 found[table.name] = {
                     name: rule
                     for rule, name in re.findall(r"WHEN NOT \((.*)\) THEN '(\w+)'", source)

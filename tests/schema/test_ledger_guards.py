@@ -336,6 +336,16 @@ class TestEntries:
         await refused(psql, self.ENTRY, f"check_ledger_entries_{check}", kind, amount, None)
 
 
+BROKEN_FILL: Final = """
+INSERT INTO executions (order_id, trade_id, price, amount, cost, time)
+SELECT id, '2', 100, -1, 100, now() FROM orders
+"""
+BROKEN_FEES: Final = """
+INSERT INTO executions
+       (order_id, trade_id, price, amount, cost, fee, fee_currency, other_fees, time)
+SELECT id, '2', 100, 1, 100, 1, 'USDT', '{"BNB": "much"}', now() FROM orders
+"""
+
 #: A trigger of somebody else's that does what {} says.
 OTHER_TRIGGER: Final = """
 CREATE TEMP TABLE notes (x int);
@@ -426,15 +436,46 @@ class TestFromElsewhere:
         row = await psql.fetchrow("SELECT * FROM public.orders WHERE client_order_id = 'a'")
         assert (row["filled"], row["cost"], row["status"]) == (3, 299, "closed")
 
+    @pytest.mark.parametrize("answer", ["true", "false", "null"])
+    @pytest.mark.parametrize(
+        ("statement", "rule"),
+        [
+            ("UPDATE orders SET filled = 3, remaining = 2", "follows_executions"),
+            ("UPDATE orders SET side = 'sell'", "identity"),
+            ("UPDATE orders SET remaining = 4", "remaining"),
+            ("UPDATE orders SET status = 'done'", "check_orders_status"),
+            ("UPDATE orders SET price = 0", "finite"),
+            ("UPDATE orders SET updated_at = 'infinity'", "times"),
+            (BROKEN_FILL, "check_executions_amount"),
+            (BROKEN_FEES, "check_executions_other_fees"),
+        ],
+    )
+    async def test_guards_go_by_no_operator_of_somebody_s_own(
+        self, psql: Connection, statement: str, rule: str, answer: str
+    ) -> None:
+        await psql.execute("CREATE SCHEMA of_somebody")
+        for kind in ("numeric", "text", "varchar", "timestamptz", "integer", "bigint"):
+            await psql.execute(
+                f"CREATE FUNCTION of_somebody.says({kind}, {kind}) RETURNS boolean LANGUAGE sql "
+                f"AS 'SELECT {answer}::boolean'"
+            )
+            for operator in ("=", "<>", "<", "<=", ">", ">=", "!~"):
+                if operator != "!~" or kind == "text":
+                    await psql.execute(
+                        f"CREATE OPERATOR of_somebody.{operator} "
+                        f"(FUNCTION = of_somebody.says, LEFTARG = {kind}, RIGHTARG = {kind})"
+                    )
+        await psql.execute("SET LOCAL search_path = of_somebody, pg_catalog, public")
+        await refused(psql, statement, rule)
+
     async def test_every_function_that_looks_at_tables_says_where(self, psql: Connection) -> None:
         found = await psql.fetch(
             "SELECT proname::text FROM pg_proc WHERE proname LIKE 'kurisu\\_%' "
             "AND NOT coalesce(array_to_string(proconfig, ' ') ~ 'search_path=.*pg_temp', FALSE)"
         )
         assert {row["proname"] for row in found} == {
-            "kurisu_are_fees", "kurisu_append_only", "kurisu_caller", "kurisu_guard_orders",
-            "kurisu_is_execution", "kurisu_is_order", "kurisu_keep_exchange", "kurisu_keep_id",
-            "kurisu_time_is_given",
+            "kurisu_append_only", "kurisu_caller", "kurisu_is_execution", "kurisu_is_order",
+            "kurisu_keep_exchange", "kurisu_keep_id",
         }  # fmt: skip
 
     @pytest.mark.parametrize("table", ["orders", "accounts"])

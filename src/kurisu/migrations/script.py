@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from alembic import op
 
@@ -41,6 +41,19 @@ def replace_in(function: str, before: str, after: str) -> None:
     if before not in definition:
         raise RuntimeError(f"{function} is not as the migration before left it")
     op.get_bind().exec_driver_sql(definition.replace(before, after))
+
+
+def set_path(functions: Iterable[str]) -> None:
+    """Functions look at the schemas of now alone, whatever their caller's search path is.
+
+    pg_catalog is first, so that operators are PostgreSQL's, and temporary tables come last.
+    """
+    path = scalar(
+        "SELECT string_agg(quote_ident(s), ', ' ORDER BY at) || ', pg_temp' "
+        "FROM unnest(current_schemas(FALSE)) WITH ORDINALITY AS c(s, at)"
+    )
+    for function in functions:
+        execute_script(f"ALTER FUNCTION {function} SET search_path = {path};")
 
 
 def has_timescaledb() -> bool:

@@ -59,7 +59,8 @@ def rules(function: str, columns: str, named: Mapping[str, str]) -> CheckConstra
     """The CHECKs of a table with a statement a row as one; a migration makes its function.
 
     The function keeps what it was read as. It raises what a CHECK of the broken rule would, with
-    that one's name: check_<table>_<rule>. columns: its arguments. named: expressions by rule.
+    that one's name: check_<table>_<rule>. columns: its arguments. named: expressions by rule, with
+    operators that bind equally.
     """
     return CheckConstraint(f"{function}({columns})", name="rules", info={"rules": named})
 

@@ -88,7 +88,7 @@ class Order(Base):
                 "status": any_of("status", "pending", "open", "closed", "canceled", "failed"),
                 "amount": "amount > '0' AND amount < 'Infinity'",
                 "filled": "filled >= '0' AND filled <= amount",
-                "remaining": "remaining = amount - filled",
+                "remaining": "remaining = (amount - filled)",
                 # NaN is a NUMERIC in PostgreSQL and greater than every number.
                 "finite": "least(price, stop_price) > '0' "
                 "AND greatest(cost, price, stop_price) < 'Infinity'",

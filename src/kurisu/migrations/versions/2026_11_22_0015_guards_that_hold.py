@@ -13,7 +13,7 @@ Create Date: 2026-11-22
 
 from alembic import op
 
-from kurisu.migrations.script import execute_script, replace_in, scalar
+from kurisu.migrations.script import execute_script, replace_in, set_path
 
 revision = "0015"
 down_revision = "0014"
@@ -167,12 +167,7 @@ def upgrade() -> None:
     _replace(_SAME_ID_BEFORE, _SAME_ID)
     execute_script(UPGRADE)
     # Temporary tables come last: without that they are looked at first.
-    path = scalar(
-        "SELECT string_agg(quote_ident(s), ', ' ORDER BY at) || ', pg_temp' "
-        "FROM unnest(current_schemas(FALSE)) WITH ORDINALITY AS c(s, at)"
-    )
-    for function in _functions():
-        execute_script(f"ALTER FUNCTION {function} SET search_path = {path};")
+    set_path(_functions())
 
 
 def downgrade() -> None:

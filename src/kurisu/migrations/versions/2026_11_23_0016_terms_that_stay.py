@@ -9,7 +9,7 @@ Revises: 0015
 Create Date: 2026-11-23
 """
 
-from kurisu.migrations.script import execute_script, scalar
+from kurisu.migrations.script import execute_script, set_path
 
 revision = "0016"
 down_revision = "0015"
@@ -57,12 +57,7 @@ DROP FUNCTION kurisu_keep_terms();
 
 def upgrade() -> None:
     execute_script(UPGRADE)
-    # As in 0015: temporary tables come last.
-    path = scalar(
-        "SELECT string_agg(quote_ident(s), ', ' ORDER BY at) || ', pg_temp' "
-        "FROM unnest(current_schemas(FALSE)) WITH ORDINALITY AS c(s, at)"
-    )
-    execute_script(f"ALTER FUNCTION kurisu_keep_terms() SET search_path = {path};")
+    set_path(["kurisu_keep_terms()"])
 
 
 def downgrade() -> None:

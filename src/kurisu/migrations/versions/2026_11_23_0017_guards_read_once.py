@@ -1,17 +1,23 @@
-"""What guards a fill costs less once more.
+"""What guards a fill costs less once more, and goes by PostgreSQL's own operators.
 
 PostgreSQL reads the text of every CHECK of a table and of every WHEN of a trigger again for each
 statement, and a fill is two statements; a function is read once in a session. So the CHECKs of
 orders and of executions are in one function for each table, which raises what the CHECK of the
-broken rule did, under its name; and triggers look for themselves at how deep they are. Who changes
-an order is mostly found without a regular expression.
+broken rule did, under its name; two WHENs are shorter or gone. Who changes an order is mostly found
+without a regular expression.
+
+A function goes by the operators that its caller's search path finds: one called `=` in somebody's
+own schema made guards blind. Those of a row have a search path of their own now, and the rules name
+the schema of their operators, which costs nothing.
 
 Revision ID: 0017
 Revises: 0016
 Create Date: 2026-11-23
 """
 
-from kurisu.migrations.script import execute_script, replace_in
+import re
+
+from kurisu.migrations.script import execute_script, replace_in, set_path
 
 revision = "0017"
 down_revision = "0016"
@@ -37,7 +43,7 @@ TABLES = (
             "status": "status = ANY ('{pending,open,closed,canceled,failed}')",
             "amount": "amount > '0' AND amount < 'Infinity'",
             "filled": "filled >= '0' AND filled <= amount",
-            "remaining": "remaining = amount - filled",
+            "remaining": "remaining = (amount - filled)",
             "finite": "least(price, stop_price) > '0' "
             "AND greatest(cost, price, stop_price) < 'Infinity'",
             "has_an_id": "coalesce(client_order_id, exchange_order_id, '') <> ''",
@@ -89,6 +95,8 @@ BEGIN
 END $$;
 """
 
+# Those of no table, which had no search path of their own.
+BLIND = ("kurisu_are_fees(jsonb)", "kurisu_guard_orders()", "kurisu_time_is_given()")
 
 # Function, a part of it until now, the new one.
 FUNCTIONS = (
@@ -106,31 +114,6 @@ FUNCTIONS = (
     IF right(split_part(split_part(context, 'PL/pgSQL', 3), '(', 1), length(TG_ARGV[0]) + 1)
        = ' ' || TG_ARGV[0] THEN
         RETURN NULL;
-    END IF;
-""",
-    ),
-    (
-        "kurisu_time_is_given()",
-        """    NEW.updated_at := '-infinity';
-""",
-        """    IF pg_trigger_depth() = 1 AND NEW.updated_at = OLD.updated_at THEN
-        NEW.updated_at := '-infinity';
-    END IF;
-""",
-    ),
-    (
-        "kurisu_guard_orders()",
-        """-- their triggers, inside which this one does not fire.
-DECLARE
-    rule text := NULL;
-BEGIN
-""",
-        """-- their triggers, inside which this one looks at nothing.
-DECLARE
-    rule text := NULL;
-BEGIN
-    IF pg_trigger_depth() > 1 THEN
-        RETURN NEW;
     END IF;
 """,
     ),
@@ -154,22 +137,20 @@ TRIGGERS = (
         "kurisu_only_its_own('kurisu_new_executions', 'kurisu_follow', 'kurisu_correct_order')",
     ),
     (
-        "orders", "kurisu_1_time_is_given", "BEFORE UPDATE OF updated_at ON orders FOR EACH ROW",
-        "WHEN (pg_trigger_depth() = 0 AND NEW.updated_at = OLD.updated_at)", "",
-        "kurisu_time_is_given()",
-    ),
-    (
-        "orders", "kurisu_2_guard_orders", "BEFORE UPDATE ON orders FOR EACH ROW",
-        "WHEN (pg_trigger_depth() = 0)", "",
-        "kurisu_guard_orders()",
-    ),
-    (
         "executions", "kurisu_complete_execution", "BEFORE INSERT ON executions FOR EACH ROW",
         "WHEN (NEW.order_id IS NOT NULL AND (NEW.market_id IS NULL OR NEW.side IS NULL))",
         "WHEN (NEW.market_id IS NULL OR NEW.side IS NULL)",
         "kurisu_complete_execution()",
     ),
 )  # fmt: skip
+
+
+_OPERATOR = re.compile(" (=|<>|<=|>=|<|>|-) ")
+
+
+def _bound(rule: str) -> str:
+    """With the schema of its operators, all of which bind equally then."""
+    return _OPERATOR.sub(r" OPERATOR(pg_catalog.\1) ", rule)
 
 
 def _guards(form: int) -> None:
@@ -195,7 +176,8 @@ def upgrade() -> None:
                 function=function,
                 arguments=", ".join(f'"{name}" {kind}' for name, kind in arguments.items()),
                 rules="\n".join(
-                    f"        WHEN NOT ({rule}) THEN '{name}'" for name, rule in rules.items()
+                    f"        WHEN NOT ({_bound(rule)}) THEN '{name}'"
+                    for name, rule in rules.items()
                 ),
             )
         )
@@ -205,9 +187,12 @@ def upgrade() -> None:
         )
         execute_script(f"ALTER TABLE {table} {', '.join(actions)};")
     _guards(2)
+    set_path(BLIND)
 
 
 def downgrade() -> None:
+    for function in BLIND:
+        execute_script(f"ALTER FUNCTION {function} RESET search_path;")
     _guards(1)
     execute_script("SET LOCAL statement_timeout = 0;")
     for table, function, arguments, rules in TABLES:
