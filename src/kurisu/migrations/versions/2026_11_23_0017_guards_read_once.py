@@ -118,6 +118,27 @@ FUNCTIONS = (
 """,
     ),
     (
+        "kurisu_new_executions()",
+        """    c record;
+    seen integer := 0;
+BEGIN
+    -- One statement finds out whether it is one row, and which.
+    FOR c IN SELECT order_id, market_id, account_id, exchange_order_id, side, amount, cost, time
+               FROM changed LIMIT 2 LOOP
+        seen := seen + 1;
+    END LOOP;
+    IF seen = 1 THEN
+""",
+        """    c record;
+BEGIN
+    -- One statement finds out whether it is one row, and which.
+    SELECT order_id, market_id, account_id, exchange_order_id, side, amount, cost, time,
+           (SELECT TRUE FROM changed OFFSET 1 LIMIT 1) AS has_more
+      INTO c FROM changed LIMIT 1;
+    IF c.market_id IS NOT NULL AND c.has_more IS NULL THEN
+""",
+    ),
+    (
         "kurisu_complete_execution()",
         """BEGIN
     SELECT coalesce""",
