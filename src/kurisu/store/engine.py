@@ -60,7 +60,9 @@ class Engine:
 
 # The tier of a server. Columns: version_num (150018), version, extension (version or null),
 # license ('timescale', 'apache' or null), available (version or null), preloaded, hidden (the
-# extension's schema if its functions are not found without it, else null).
+# extension's schema if its functions are not found without it, else null). Where the extension is
+# not yet in the database and the configuration does not name a license, what tells that the server
+# has loaded TimescaleDB is a setting of its loader.
 DETECT: Final = """
 SELECT current_setting('server_version_num')::integer AS version_num,
        split_part(current_setting('server_version'), ' ', 1) AS version,
@@ -68,7 +70,8 @@ SELECT current_setting('server_version_num')::integer AS version_num,
        current_setting('timescaledb.license', true) AS license,
        (SELECT default_version FROM pg_available_extensions WHERE name = 'timescaledb')
            AS available,
-       current_setting('timescaledb.license', true) IS NOT NULL AS preloaded,
+       coalesce(current_setting('timescaledb.disable_load', true),
+                current_setting('timescaledb.license', true)) IS NOT NULL AS preloaded,
        (SELECT nspname FROM pg_extension JOIN pg_namespace n ON n.oid = extnamespace
          WHERE extname = 'timescaledb' AND nspname <> ALL (current_schemas(true))) AS hidden
 """
