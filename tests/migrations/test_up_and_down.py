@@ -28,8 +28,9 @@ SELECT :market_id, TIMESTAMPTZ '2024-01-01 00:00:00+00' + n * INTERVAL '1 second
   FROM generate_series(1, 50) AS n
 """
 
-# Everything that is declared: columns, constraints, indexes, triggers, functions. A hypertable's
-# own trigger and TimescaleDB's functions are not ours.
+# Everything that is declared: columns, constraints, indexes, triggers, functions with whom they run
+# as, who may call them and their settings. A hypertable's own trigger and TimescaleDB's functions
+# are not ours.
 CATALOGUE = """
 SELECT 'column', a.attrelid::regclass::text, a.attname::text,
        concat_ws(' ', format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attidentity,
@@ -51,7 +52,10 @@ SELECT 'trigger', tgrelid::regclass::text, tgname::text, pg_get_triggerdef(oid)
  WHERE tgname LIKE 'kurisu%' AND tgrelid IN (
     SELECT oid FROM pg_class WHERE relnamespace = 'public'::regnamespace)
 UNION ALL
-SELECT 'function', '', oid::regprocedure::text, prosrc
+SELECT 'function', proowner::regrole::text || CASE WHEN prosecdef THEN ', definer' ELSE '' END,
+       oid::regprocedure::text,
+       concat_ws(' ', prosrc, proconfig,
+                 ARRAY(SELECT unnest(coalesce(proacl, acldefault('f', proowner)))::text ORDER BY 1))
   FROM pg_proc WHERE pronamespace = 'public'::regnamespace AND proname LIKE 'kurisu%'
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from decimal import Decimal
 from typing import Any, Final
@@ -29,6 +30,11 @@ FILL: Final = """
 INSERT INTO executions (order_id, trade_id, price, amount, cost, time)
 SELECT id, $1, 100, $2, $3, '2026-01-03' FROM orders WHERE client_order_id = 'a'
 """
+
+
+def fill(amount: int) -> str:
+    """`FILL` without parameters, under trade id 2."""
+    return FILL.replace("$1", "'2'").replace("$2", str(amount)).replace("$3", "100")
 
 
 @pytest.fixture
@@ -179,6 +185,36 @@ class TestTerminalStatesAreFinal:
         await refused(psql, "DELETE FROM order_corrections", "never changed")
         await refused(psql, "UPDATE order_corrections SET reason = ''", "never changed")
 
+    async def test_no_correction_without_its_row(self, psql: Connection) -> None:
+        await psql.execute("UPDATE orders SET status = 'canceled'")
+        correct = (
+            "INSERT INTO order_corrections (id, order_id, status, reason) OVERRIDING SYSTEM VALUE "
+            "SELECT 1, id, $1, 'x' FROM orders WHERE client_order_id = $2 ON CONFLICT DO NOTHING"
+        )
+        assert await psql.execute(correct, "closed", "a") == "INSERT 0 1"
+        assert await psql.execute(correct, "open", "b") == "INSERT 0 0"
+        assert (await order(psql, "a"))["status"] == "closed"
+        assert (await order(psql, "b"))["status"] == "canceled"
+
+    async def test_every_correction_says_what_was_before(self, psql: Connection) -> None:
+        await refused(
+            psql,
+            "INSERT INTO order_corrections (order_id, status, reason) SELECT id, s, 'x' "
+            "FROM orders, unnest(ARRAY['closed', 'canceled']) AS s WHERE client_order_id = 'a'",
+            "is not what its correction says",
+        )
+        for status in ("closed", "canceled"):
+            await psql.execute(
+                "INSERT INTO order_corrections (order_id, status, reason) SELECT id, $1, 'x' "
+                "FROM orders",
+                status,
+            )
+        rows = await psql.fetch(
+            "SELECT DISTINCT status_before, status FROM order_corrections ORDER BY 1"
+        )
+        assert [tuple(row) for row in rows] == [("closed", "canceled"), ("open", "closed")]
+        assert (await order(psql))["status"] == "canceled"
+
     async def test_a_correction_needs_its_order(self, psql: Connection) -> None:
         await refused(
             psql,
@@ -288,6 +324,31 @@ class TestExecutionsAreAppended:
         await refused(psql, "UPDATE execution_corrections SET cost = 1", "never changed")
         await refused(psql, "TRUNCATE execution_corrections", "never changed")
 
+    async def test_no_correction_without_its_row(self, psql: Connection) -> None:
+        correct = (
+            "INSERT INTO execution_corrections (id, execution_id, time, cost, reason) "
+            "OVERRIDING SYSTEM VALUE SELECT 1, id, time, $1, 'x' FROM executions "
+            "ON CONFLICT DO NOTHING"
+        )
+        assert await psql.execute(correct, Decimal(199)) == "INSERT 0 1"
+        assert await psql.execute(correct, Decimal(3)) == "INSERT 0 0"
+        assert await psql.fetchval("SELECT cost FROM executions") == 199
+        assert (await order(psql))["cost"] == 199
+
+    async def test_every_correction_says_what_was_before(self, psql: Connection) -> None:
+        await refused(
+            psql,
+            "INSERT INTO execution_corrections (execution_id, time, cost, reason) "
+            "SELECT id, time, c, 'x' FROM executions, unnest(ARRAY[199, 198]) AS c",
+            "is not what its correction says",
+        )
+        await refused(
+            psql,
+            "INSERT INTO execution_corrections (execution_id, time, cost, reason) "
+            "SELECT -1, time, 1, 'x' FROM executions",
+            "fk_execution_corrections_execution_id",
+        )
+
     @pytest.mark.parametrize(
         "fees",
         ['[]', '{"BNB": 1}', '{"BNB": "1e3"}', '{"BNB": "1.0000000000000000001"}',
@@ -355,30 +416,193 @@ CREATE TRIGGER z AFTER INSERT ON notes FOR EACH ROW EXECUTE FUNCTION pg_temp.kur
 """
 
 
-#: How servers of several languages name the functions of a context.
-CONTEXTS: Final = (
-    "PL/pgSQL function {} line 9 at SQL statement",
-    "PL/pgSQL-Funktion {} Zeile 9 bei SQL-Anweisung",
-    "fonction PL/pgSQL {}, ligne 9, à instruction SQL",
-    "在SQL语句的第9行的PL/pgSQL函数{}",
-    "SQLステートメントのPL/pgSQL関数{}の9行目",
-)
+#: A trigger on orders that does what {} says where one is filled.
+AUDIT: Final = """
+CREATE FUNCTION pg_temp.audit() RETURNS trigger LANGUAGE plpgsql AS
+$$ BEGIN {}; RETURN NULL; END $$;
+CREATE TRIGGER zz AFTER UPDATE ON orders FOR EACH ROW WHEN (NEW.filled <> OLD.filled)
+    EXECUTE FUNCTION pg_temp.audit();
+"""
+
+#: A role of this process; taken back with its transaction.
+WRITER: Final = f"kurisu_test_{os.getpid()}_by_hand"
+SOMEBODY: Final = f"""
+CREATE SCHEMA of_somebody;
+CREATE ROLE {WRITER};
+GRANT ALL ON SCHEMA of_somebody TO {WRITER};
+GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {WRITER};
+"""
+
+#: Another table, on which a trigger calls {{function}}, of which the text is {{does}}.
+ON_NOTES: Final = """
+CREATE TABLE of_somebody.notes (x int);
+CREATE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql AS
+$$ BEGIN {does}; RETURN NULL; END $$;
+CREATE TRIGGER z AFTER INSERT ON of_somebody.notes FOR EACH ROW EXECUTE FUNCTION {function}();
+INSERT INTO of_somebody.notes VALUES (1);
+"""
+FILLED: Final = "UPDATE public.orders SET filled = 3, remaining = 2 WHERE client_order_id = 'a'"
+FOLLOWED: Final = """
+PERFORM public.kurisu_follow(
+    array_agg(id), array_agg(market_id), array_agg(account_id), array_agg(exchange_order_id::text),
+    array_agg(side::text), array_agg(1.0), array_agg(100.0), array_agg(now()))
+   FROM public.orders WHERE client_order_id = 'a'
+"""
+
+
+#: Every operator of types that the ledger has, where PostgreSQL itself has none of exactly these,
+#: and functions of exactly the types that the ledger calls some of any type with.
+ASKED_NEVER: Final = """
+DO $$
+DECLARE
+    types text[] := '{varchar,text,name,numeric,integer,bigint,oid,regclass,timestamptz,date,'
+                    'jsonb}';
+    l text;
+    r text;
+    o text;
+BEGIN
+    FOREACH l IN ARRAY types LOOP
+        FOREACH r IN ARRAY types LOOP
+            EXECUTE format('CREATE FUNCTION public.asked(%s, %s) RETURNS boolean LANGUAGE plpgsql '
+                           'AS $f$ BEGIN RAISE ''somebody was asked''; END $f$', l, r);
+            FOREACH o IN ARRAY '{=,<>,<,<=,>,>=,+,-,||,~,!~}'::text[] LOOP
+                IF to_regoperator(format('pg_catalog.%s(%s, %s)', o, l, r)) IS NULL THEN
+                    EXECUTE format('CREATE OPERATOR public.%s (FUNCTION = public.asked, '
+                                   'LEFTARG = %s, RIGHTARG = %s)', o, l, r);
+                END IF;
+            END LOOP;
+        END LOOP;
+        EXECUTE format('CREATE FUNCTION public.cardinality(%s[]) RETURNS integer LANGUAGE plpgsql '
+                       'AS $f$ BEGIN RAISE ''somebody was asked''; END $f$', l);
+        EXECUTE format('CREATE FUNCTION public.unnest(%s[]) RETURNS SETOF %s LANGUAGE plpgsql '
+                       'AS $f$ BEGIN RAISE ''somebody was asked''; END $f$', l, l);
+        EXECUTE format('CREATE FUNCTION public.asked(%s[], %s) RETURNS %s[] LANGUAGE plpgsql '
+                       'AS $f$ BEGIN RAISE ''somebody was asked''; END $f$', l, l, l);
+        EXECUTE format('CREATE AGGREGATE public.array_agg(%s) (SFUNC = asked, STYPE = %s[])', l, l);
+    END LOOP;
+    CREATE FUNCTION public.set_config(varchar, varchar, boolean) RETURNS text LANGUAGE plpgsql
+        AS $f$ BEGIN RAISE 'somebody was asked'; END $f$;
+    CREATE FUNCTION public.jsonb_build_object(
+        text, timestamptz, text, text, text, text, text, varchar, text, jsonb, text, varchar, text,
+        jsonb) RETURNS jsonb LANGUAGE plpgsql AS $f$ BEGIN RAISE 'somebody was asked'; END $f$;
+END $$
+"""
+
+
+def on_own_table(function: str, of: str, event: str, tables: str, statement: str) -> str:
+    """One of the ledger's functions, made the trigger of a table that looks like `of`."""
+    return f"""
+    CREATE TABLE of_somebody.mine AS SELECT * FROM public.{of};
+    CREATE TRIGGER z AFTER {event} ON of_somebody.mine {tables}
+        EXECUTE FUNCTION public.{function}();
+    {statement};
+    """
+
+
+#: Ways to be taken for one of the ledger's own functions.
+IMPOSTURES: Final = {
+    "a function of the same name": "SET LOCAL search_path = of_somebody, public;"
+    + ON_NOTES.format(function="of_somebody.kurisu_new_executions", does=FILLED),
+    "a comment": ON_NOTES.format(
+        function="of_somebody.f",
+        does=FILLED.replace(
+            "UPDATE", "UPDATE /*\nPL/pgSQL function kurisu_new_executions() line 1 */", 1
+        ),
+    ),
+    "a name with a function in it": ON_NOTES.format(
+        function='of_somebody."f PL/pgSQL function kurisu_new_executions("', does=FILLED
+    ),
+    "a call": ON_NOTES.format(function="of_somebody.f", does=FOLLOWED),
+    "an insert that updates": ON_NOTES.format(
+        function="of_somebody.f",
+        does="INSERT INTO public.orders AS o (client_order_id, market_id, side, type, amount, "
+        "remaining, status) SELECT client_order_id, market_id, side, 'market', amount, amount, "
+        "'open' FROM public.orders WHERE client_order_id = 'a' "
+        "ON CONFLICT (client_order_id) DO UPDATE SET filled = 3, remaining = 2",
+    ),
+    "fills of another table": on_own_table(
+        "kurisu_new_executions", "executions", "INSERT",
+        "REFERENCING NEW TABLE AS changed FOR EACH STATEMENT",
+        "INSERT INTO of_somebody.mine SELECT * FROM of_somebody.mine",
+    ),
+    "fills that join in another table": on_own_table(
+        "kurisu_changed_executions", "executions", "UPDATE",
+        "REFERENCING OLD TABLE AS changed_from NEW TABLE AS changed FOR EACH STATEMENT",
+        "UPDATE of_somebody.mine SET cost = cost + 1",
+    ),
+    "corrections of orders in another table": on_own_table(
+        "kurisu_follow_order_correction", "order_corrections", "INSERT", "FOR EACH ROW",
+        "INSERT INTO of_somebody.mine (order_id, status_before, status) "
+        "SELECT id, 'open', 'closed' FROM public.orders",
+    ),
+    "corrections of fills in another table": on_own_table(
+        "kurisu_follow_execution_correction", "execution_corrections", "INSERT", "FOR EACH ROW",
+        """INSERT INTO of_somebody.mine (execution_id, before, time, cost) SELECT e.id,
+           jsonb_build_object('time', e.time, 'cost', e.cost::text, 'fee', e.fee::text,
+               'fee_currency', e.fee_currency, 'other_fees', e.other_fees,
+               'taker_or_maker', e.taker_or_maker, 'facts', e.facts), time, 3
+           FROM public.executions e""",
+    ),
+}  # fmt: skip
 
 
 class TestFromElsewhere:
-    @pytest.mark.parametrize("language", CONTEXTS)
-    async def test_callers_are_known_in_any_language(self, psql: Connection, language: str) -> None:
-        own = language.format("kurisu_only_its_own()")
-        for name, found in {
-            "kurisu_follow": "kurisu_follow",
-            "pg_temp.kurisu_follow": "pg_temp.kurisu_follow",
-            '"my kurisu_follow"': 'kurisu_follow"',
-            "my_kurisu_follow": "my_kurisu_follow",
-        }.items():
-            context = f'{own}\nSQL statement "UPDATE orders"\n' + language.format(
-                name + "(bigint[])"
+    @pytest.mark.parametrize("who", ["the owner", "another role"])
+    @pytest.mark.parametrize("way", IMPOSTURES)
+    async def test_nobody_stands_in_for_the_ledger_s_own_functions(
+        self, psql: Connection, way: str, who: str
+    ) -> None:
+        await psql.execute(SOMEBODY)
+        match = "inside of a trigger is refused|a trigger of [a-z_]+ alone"
+        if who == "the owner":
+            await refused(psql, IMPOSTURES[way], match)
+            return
+        await psql.execute(f"SET LOCAL ROLE {WRITER}")
+        if "another table" in way:
+            with pytest.raises(asyncpg.InsufficientPrivilegeError, match="for function"):
+                await psql.execute(IMPOSTURES[way])
+        else:
+            await refused(psql, IMPOSTURES[way], match)
+
+    async def test_whoever_says_to_be_one_of_them_is_not_their_owner(
+        self, psql: Connection
+    ) -> None:
+        await psql.execute(f"{SOMEBODY} SET LOCAL ROLE {WRITER}")
+        says = "PERFORM set_config('kurisu.writes_in', pg_trigger_depth()::text, true); "
+        statement = ON_NOTES.format(function="of_somebody.f", does=says + FILLED)
+        await refused(psql, statement, "inside of a trigger is refused")
+
+    async def test_another_role_needs_no_more_than_to_append(self, psql: Connection) -> None:
+        await psql.execute(
+            f"{SOMEBODY} REVOKE ALL ON ALL TABLES IN SCHEMA public FROM {WRITER};"
+            f"GRANT SELECT, INSERT ON orders, executions TO {WRITER}; SET LOCAL ROLE {WRITER}"
+        )
+        await psql.execute(FILL, "2", Decimal(1), Decimal(100))
+        row = await order(psql)
+        assert (row["filled"], row["cost"]) == (3, 300)
+        with pytest.raises(asyncpg.InsufficientPrivilegeError, match="table orders"):
+            await psql.execute("UPDATE orders SET price = 1")
+
+    @pytest.mark.parametrize("fails", [False, True])
+    async def test_what_they_say_ends_with_them(self, psql: Connection, fails: bool) -> None:
+        await psql.execute(SOMEBODY)
+        if fails:
+            await psql.execute(
+                f"DO $$ BEGIN {fill(9)}; RAISE 'it passed'; "
+                "EXCEPTION WHEN check_violation THEN NULL; END $$"
             )
-            assert await psql.fetchval("SELECT kurisu_caller($1)", context) == found
+        else:
+            await psql.execute(FILL, "2", Decimal(1), Decimal(100))
+        assert not await psql.fetchval("SELECT current_setting('kurisu.writes_in', true)")
+        statement = ON_NOTES.format(function="of_somebody.f", does=FILLED)
+        await refused(psql, statement, "inside of a trigger is refused")
+
+    @pytest.mark.parametrize("changed", ["filled = 3, remaining = 2", "status = 'closed'"])
+    async def test_nor_does_a_trigger_of_the_owner_s_write_within_them(
+        self, psql: Connection, changed: str
+    ) -> None:
+        await psql.execute(AUDIT.format(f"UPDATE orders SET {changed} WHERE client_order_id = 'b'"))
+        await refused(psql, fill(1), "inside of a trigger is refused")
 
     @pytest.mark.parametrize(
         "statement",
@@ -407,9 +631,14 @@ class TestFromElsewhere:
         await psql.execute(other.format("UPDATE orders SET filled = 3, remaining = 2"))
         await refused(psql, "INSERT INTO notes VALUES (1)", "inside of a trigger is refused")
 
+    async def test_a_trigger_of_the_owner_s_finds_tables_as_ever(self, psql: Connection) -> None:
+        await psql.execute("CREATE TABLE moves (id bigint, filled numeric)")
+        await psql.execute(AUDIT.format("INSERT INTO moves VALUES (NEW.id, NEW.filled)"))
+        await psql.execute(FILL, "2", Decimal(1), Decimal(100))
+        assert await psql.fetchval("SELECT array_agg(filled) FROM moves") == [3]
+
     async def test_another_trigger_may_add_a_fill(self, psql: Connection) -> None:
-        fill = FILL.replace("$1", "'2'").replace("$2", "1").replace("$3", "100")
-        await psql.execute(OTHER_TRIGGER.format(fill))
+        await psql.execute(OTHER_TRIGGER.format(fill(1)))
         await psql.execute("INSERT INTO notes VALUES (1)")
         row = await order(psql)
         assert (row["filled"], row["cost"]) == (3, 300)
@@ -465,8 +694,86 @@ class TestFromElsewhere:
                         f"CREATE OPERATOR of_somebody.{operator} "
                         f"(FUNCTION = of_somebody.says, LEFTARG = {kind}, RIGHTARG = {kind})"
                     )
-        await psql.execute("SET LOCAL search_path = of_somebody, pg_catalog, public")
+        await psql.execute("DISCARD PLANS; SET LOCAL search_path = of_somebody, pg_catalog, public")
         await refused(psql, statement, rule)
+
+    @pytest.mark.parametrize("answer", ["true", "false", "null"])
+    @pytest.mark.parametrize(
+        ("statement", "rule"),
+        [
+            ("UPDATE orders SET filled = 3, remaining = 2", "follows_executions"),
+            ("UPDATE orders SET side = 'sell'", "identity"),
+            ("UPDATE orders SET client_order_id = id::text", "identity"),
+            ("UPDATE orders SET exchange_order_id = id::text", "identity"),
+            ("UPDATE orders SET status = 'pending'", "status_moves_forward"),
+            ("UPDATE markets SET symbol = symbol || 'T'", "has orders"),
+            (
+                "INSERT INTO executions (order_id, market_id, side, account_id, trade_id, price, "
+                "amount, cost, time) SELECT id, market_id, 'sell', account_id, '2', 1, 1, 1, now() "
+                "FROM orders",
+                "is not of its account",
+            ),
+            (
+                "INSERT INTO executions (order_id, market_id, side, account_id, trade_id, price, "
+                "amount, cost, time, exchange_order_id) SELECT id, market_id, side, account_id, "
+                "'2', 1, 1, 1, now(), 'Q' FROM orders ORDER BY id LIMIT 1",
+                "is not of its account",
+            ),
+        ],
+    )  # fmt: skip
+    async def test_nor_by_one_for_texts_in_the_schema_of_the_tables(
+        self, psql: Connection, statement: str, rule: str, answer: str
+    ) -> None:
+        opposite = {"true": "false", "false": "true", "null": "null"}[answer]
+        for name, said in (("yes", answer), ("no", opposite)):
+            await psql.execute(
+                f"CREATE FUNCTION {name}(varchar, varchar) RETURNS boolean LANGUAGE sql "
+                f"AS 'SELECT {said}::boolean'"
+            )
+        await psql.execute(
+            "CREATE OPERATOR = (FUNCTION = yes, LEFTARG = varchar, RIGHTARG = varchar);"
+            "CREATE OPERATOR <> (FUNCTION = no, LEFTARG = varchar, RIGHTARG = varchar);"
+            "DISCARD PLANS"
+        )
+        await refused(psql, statement, rule)
+
+    async def test_nor_do_they_ask_any_other_in_the_schema_of_the_tables(
+        self, psql: Connection
+    ) -> None:
+        await psql.execute(ASKED_NEVER)
+        # What is asked here is not to be taken for what the ledger asks.
+        await psql.execute("DISCARD PLANS; SET LOCAL search_path = pg_catalog")
+        account, market, a, b = await psql.fetchrow(
+            "SELECT o.account_id, o.market_id, o.id, o.id + 1 FROM public.orders o "
+            "ORDER BY id LIMIT 1"
+        )
+        one = f"{a}, '2', 100, 1, 100, '2026-01-03'"
+        waits = f"{account}, {market}, 'B', 'buy'"
+        await psql.execute(
+            f"""
+            INSERT INTO public.executions (order_id, trade_id, price, amount, cost, time)
+            VALUES ({one});
+            INSERT INTO public.executions (order_id, trade_id, price, amount, cost, time)
+            VALUES ({b}, '1', 100, 1, 100, '2026-01-03'), ({b}, '2', 100, 1, 100, '2026-01-04');
+            INSERT INTO public.executions (account_id, market_id, exchange_order_id, side,
+                                           trade_id, price, amount, cost, time)
+            VALUES ({waits}, '3', 100, 1, 100, '2026-01-05');
+            UPDATE public.executions SET order_id = {b} WHERE order_id IS NULL;
+            UPDATE public.orders SET price = 101, status = 'canceled', updated_at = updated_at;
+            INSERT INTO public.order_corrections (order_id, status, reason)
+            VALUES ({a}, 'open', 'x');
+            INSERT INTO public.execution_corrections (execution_id, time, cost, reason)
+            SELECT min(id), min(time), 99, 'x' FROM public.executions;
+            INSERT INTO public.markets (exchange, symbol, base_asset, quote_asset)
+            VALUES ('okx', 'A/B', 'A', 'B');
+            UPDATE public.markets SET symbol = 'A/C' WHERE exchange::text = 'okx';
+            DELETE FROM public.markets WHERE exchange::text = 'okx';
+            """
+        )
+        rows = await psql.fetch(
+            "SELECT filled, cost, status::text FROM public.orders ORDER BY id LIMIT 2"
+        )
+        assert [tuple(row) for row in rows] == [(3, 199, "open"), (3, 300, "canceled")]
 
     async def test_every_function_that_looks_at_tables_says_where(self, psql: Connection) -> None:
         found = await psql.fetch(
@@ -474,9 +781,25 @@ class TestFromElsewhere:
             "AND NOT coalesce(array_to_string(proconfig, ' ') ~ 'search_path=.*pg_temp', FALSE)"
         )
         assert {row["proname"] for row in found} == {
-            "kurisu_append_only", "kurisu_caller", "kurisu_is_execution", "kurisu_is_order",
-            "kurisu_keep_exchange", "kurisu_keep_id",
+            "kurisu_append_only", "kurisu_is_execution", "kurisu_is_order", "kurisu_keep_exchange",
+            "kurisu_keep_id",
         }  # fmt: skip
+
+    async def test_those_that_run_as_their_owner_find_nothing_of_anybody_else_s(
+        self, psql: Connection
+    ) -> None:
+        found = await psql.fetch(
+            "SELECT proname::text, proconfig, proowner = (SELECT relowner FROM pg_class "
+            "WHERE oid = 'orders'::regclass) AS is_owners, has_function_privilege('public', oid, "
+            "'EXECUTE') AS may_be_called FROM pg_proc WHERE prosecdef AND proname LIKE 'kurisu%'"
+        )
+        assert {row["proname"] for row in found} == {
+            "kurisu_new_executions", "kurisu_changed_executions", "kurisu_follow_order_correction",
+            "kurisu_follow_execution_correction",
+        }  # fmt: skip
+        for row in found:
+            assert row["proconfig"] == ["search_path=public, pg_temp"]
+            assert (row["is_owners"], row["may_be_called"]) == (True, False)
 
     @pytest.mark.parametrize("table", ["orders", "accounts"])
     async def test_ids_stay(self, psql: Connection, table: str) -> None:

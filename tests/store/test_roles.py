@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Iterator
+from decimal import Decimal
 from typing import Final
 
 import pytest
 import pytest_asyncio
 from bars import START, as_table, minutes
 from engines import EDITIONS, NATIVE_TIMESCALEDB, Servers, edition, execute
+from ledger.histories import fee, fill, placed, said
 from rows import fetch
 from sqlalchemy import make_url, text
 
@@ -85,3 +87,34 @@ async def test_a_role_that_may_create_nothing_in_timescaledbs_schemas(
     async with open_store(role_url) as store:
         await store.db.maintain()
         assert sum(bar.bars or 0 for bar in await store.candles.read(market, "4h")) == 310
+
+
+async def test_a_role_that_may_only_read_and_write_keeps_the_ledger(role_url: str) -> None:
+    await upgrade(role_url)
+    async with open_store(role_url) as store:
+        market = await store.markets.ensure("binance", "BTC/USDT")
+    await execute(
+        role_url,
+        f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {WRITER}",
+    )
+    async with open_store(role_url.replace(ROLE, WRITER, 1)) as store:
+        account = await store.accounts.add("binance", "main")
+        # One by one, many at once, waiting for their order, and a second word about one of them.
+        early = fill("1", "0.1", exchange_order_id="X2")
+        assert (await store.ledger.apply(account, early, market=market)).order is None
+        await store.ledger.place(placed(account_id=account.id))
+        await store.ledger.apply(account, fill("2", "0.1"), market=market)
+        await store.ledger.apply_many(
+            account, [fill("3", "0.1"), fill("4", "0.1"), said("open", 5)], market=market
+        )
+        await store.ledger.place(
+            placed(client_order_id="c2", exchange_order_id="X2", account_id=account.id)
+        )
+        await store.ledger.apply(account, fill("2", "0.1", fees=fee("0.1", "BNB")), market=market)
+        orders = await store.ledger.orders(account)
+        assert sorted(order.filled for order in orders) == [Decimal("0.1"), Decimal("0.3")]
+        assert await store.ledger.waiting(account) == []
+        [corrected] = [
+            row for row in await store.ledger.executions(account) if row.execution.trade_id == "2"
+        ]
+        assert corrected.execution.fees == fee("0.1", "BNB")
