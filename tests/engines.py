@@ -198,19 +198,23 @@ class RealServer:
         return make_url(self._url).set(database=name).render_as_string(hide_password=False)
 
 
+def plain_binaries() -> Path:
+    """The wheel's newest binaries: others of this machine may have TimescaleDB."""
+    found = [inspect(directory, "wheel") for directory in wheel_directories()]
+    return max((b for b in found if b is not None), key=lambda b: b.major).bin_dir
+
+
 class EmbeddedServer(RealServer):
     """The embedded PostgreSQL in a home of its own, always on the wheel's newest binaries."""
 
     def __init__(self) -> None:
-        found = [inspect(directory, "wheel") for directory in wheel_directories()]
-        newest = max((b for b in found if b is not None), key=lambda b: b.major)
         # Not below pytest's tmp_path, which the server's account cannot reach when root runs the
         # tests; in memory where there is some, since a cloned database is many small files.
         memory = Path("/dev/shm")
         has_memory = os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 2**30
         self._home = Path(tempfile.mkdtemp(prefix="kurisu-", dir=memory if has_memory else None))
         self._home.chmod(0o755)
-        self._bin = newest.bin_dir
+        self._bin = plain_binaries()
         with patch.dict(os.environ, KURISU_POSTGRES_BIN=str(self._bin)):
             self._cluster = Cluster(self._home)
             self._cluster.start()

@@ -17,7 +17,7 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
-from engines import REAL_TIERS, Servers
+from engines import REAL_TIERS, Servers, plain_binaries
 
 import kurisu
 from kurisu.cli.main import execute
@@ -125,6 +125,7 @@ def environment(request: pytest.FixtureRequest, servers: Servers) -> Iterator[di
     }
     found = {**kept, "KURISU_HOME": str(home), "PYTHONPATH": str(SOURCE)}
     if request.param == "plain":
+        found["KURISU_POSTGRES_BIN"] = str(plain_binaries())
         yield found
         Program(home, found)("server", "stop")
     else:
