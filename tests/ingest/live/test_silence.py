@@ -1,10 +1,11 @@
-"""When a silent market is asked for, and when connections are given up for it."""
+"""When a market is asked for, silent or not, and when connections are given up for it."""
 
 from __future__ import annotations
 
 import random
 import time
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from kurisu.domain.market import MarketName
 from kurisu.domain.timeframe import BASE
 from kurisu.domain.trade import IdSpace
 from kurisu.exchange.port import TradeRow
-from kurisu.ingest.live.refill import SHORTEST_SILENCE_S, SILENCE_S, Refiller
+from kurisu.exchange.venues import TradePaging, Venue
+from kurisu.ingest.live.refill import CHECK_S, SHORTEST_SILENCE_S, SILENCE_S, Refiller
 from kurisu.ingest.live.trades import TradeFollower
 from kurisu.store.markets import Market
 
@@ -26,10 +28,11 @@ class Watched:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         nothing: Any = None
+        exchange: Any = SimpleNamespace(venue=Venue(trade_limit=500))
         self.now_s = 1_000.0
         self.revived: list[float] = []
         self.refiller = Refiller(
-            nothing, nothing, BASE, timedelta(0), lambda *_, **__: None,
+            nothing, exchange, BASE, timedelta(0), lambda *_, **__: None,
             lambda: self.revived.append(self.now_s),
         )  # fmt: skip
         self.follower = TradeFollower(MARKET, IdSpace.RAW, False, 0, IdSpace.RAW)
@@ -98,3 +101,48 @@ def test_others_do_not_lose_their_connections_for_one_that_stays_silent(
     watched.now_s += 60
     watched.refiller._give_up(MARKET, watched.turn, watched.follower.heard_s)
     assert watched.revived[-1] == watched.now_s
+
+
+def test_a_stream_is_compared_with_rest_where_its_ids_do_not_tell(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    watched = Watched(monkeypatch)
+    follower, turn = watched.follower, watched.turn
+    watched.trade(10, 0.1)
+    # REST has not been read in this run.
+    watched.now_s += 2 * CHECK_S
+    assert not watched.refiller._is_unchecked(follower, turn)
+    turn.checked, turn.checked_s = follower.whole_until, watched.now_s
+    watched.now_s += 2 * CHECK_S
+    # Nothing came since.
+    assert not watched.refiller._is_unchecked(follower, turn)
+    follower.whole_until += 1
+    assert watched.refiller._is_unchecked(follower, turn)
+    turn.checked_s = watched.now_s - CHECK_S + 1
+    assert not watched.refiller._is_unchecked(follower, turn)
+    turn.is_doubted = True
+    assert watched.refiller._is_unchecked(follower, turn)
+    for certain in ("gapless", "dense"):
+        monkeypatch.setattr(follower, certain, True)
+        assert not watched.refiller._is_unchecked(follower, turn)
+        monkeypatch.setattr(follower, certain, False)
+    watched.refiller._exchange.venue = Venue(trade_paging=TradePaging.NOTHING)  # type: ignore[misc]
+    assert not watched.refiller._is_unchecked(follower, turn)
+
+
+def test_of_a_busy_market_as_much_is_compared_as_fits_in_an_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    watched = Watched(monkeypatch)
+    follower, turn = watched.follower, watched.turn
+    turn.checked = 1_000_000
+    follower.whole_until = turn.checked + 300_000
+    # Nobody knows how busy it is.
+    assert watched.refiller._check_from(follower, turn) == turn.checked
+    follower.pause_s = 0.01
+    assert watched.refiller._check_from(follower, turn) == follower.whole_until - 2_500
+    # What was left out there may have been left out before.
+    turn.is_doubted = True
+    assert watched.refiller._check_from(follower, turn) == turn.checked
+    turn.is_doubted, follower.pause_s = False, 10.0
+    assert watched.refiller._check_from(follower, turn) == turn.checked

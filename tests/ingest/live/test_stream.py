@@ -29,6 +29,7 @@ from kurisu.ingest.live import refill
 from kurisu.ingest.live.events import StreamEvent
 from kurisu.ingest.live.options import StreamOptions, StreamRequest
 from kurisu.ingest.live.stream import stream
+from kurisu.ingest.live.trades import UNORDERED_MS
 from kurisu.store.markets import Market
 from kurisu.store.store import Store
 
@@ -164,13 +165,16 @@ def shib(server: ExchangeServer) -> Trader:
     return Trader(server, ticks, lambda tick: server.send_agg_trade("SHIBUSDT", tick))
 
 
-async def check(store: Store, market: Market, trader: Trader) -> None:
-    """Everything is stored as it was made, and one stretch from the beginning on is whole."""
+async def check(store: Store, market: Market, trader: Trader, *, late_ms: int = 0) -> None:
+    """Everything is stored as it was made, and one stretch from the beginning on is whole.
+
+    late_ms: so late a trade may come, where ids do not tell.
+    """
     began = from_ms(trader.ticks[trader.began].time_ms)
     assert await stored(store, market, began) == trader.made
     ((since, until),) = await whole(store, market)
     assert since <= began
-    assert until >= from_ms(trader.ticks[-1].time_ms)
+    assert until >= from_ms(trader.ticks[-1].time_ms - late_ms)
 
 
 async def listening(run: Running, server: ExchangeServer) -> None:
@@ -299,6 +303,83 @@ async def test_what_an_exchange_tells_once_and_never_again_is_a_hole(
     missed = [from_ms(tick.time_ms) for tick in trader.ticks[trader.began + 10 :][:5]]
     assert all(any(one.since <= at < one.until for one in failed) for at in missed)
     assert not server.asked("aggTrades")
+
+
+class TestWhatIsLeftOutWhereIdsDoNotTell:
+    """As of OKX, Bybit and others: the connection stands, trades come, and not all of them."""
+
+    @pytest.fixture(autouse=True)
+    def venue(self, monkeypatch: pytest.MonkeyPatch, server: ExchangeServer) -> None:
+        venue = replace(VENUES["binance"], trade_ids_gapless=False, trade_ids_dense=False)
+        monkeypatch.setitem(VENUES, "binance", venue)
+        server.clock.set(NOW_MS, speed=LATER_S)
+
+    @staticmethod
+    async def told(run: Running, trader: Trader, trades: int) -> None:
+        """Wait until so many were found, while the market trades on: what is younger than a second
+        may still be under way."""
+
+        def is_told() -> bool:
+            trader.trade(1)
+            left_out = [one.fields["trades"] for one in run.events if one.event == "left_out"]
+            return sum(map(int, left_out)) == trades
+
+        await run.until(is_told)
+
+    async def test_rest_is_asked_from_time_to_time(
+        self,
+        store: Store,
+        server: ExchangeServer,
+        opened: Opener,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(refill, "CHECK_S", 0.2)
+        trader = shib(server)
+        async with running(store, opened) as run:
+            run.start(TRADES, ("binance", SHIB))
+            await listening(run, server)
+            trader.trade(10)
+            market = await store.markets.get("binance", SHIB)
+            await eventually(run, store, market, trader)
+            for times in (1, 2):
+                trader.trade(5)
+                trader.trade(3, heard=False)
+                trader.trade(5)
+                await self.told(run, trader, 3 * times)
+            await eventually(run, store, market, trader)
+            assert not run.count("reconnecting")
+        await check(store, market, trader, late_ms=UNORDERED_MS)
+
+    async def test_and_at_the_start_for_what_the_last_stream_left_out(
+        self, store: Store, server: ExchangeServer, opened: Opener
+    ) -> None:
+        trader = shib(server)
+        market = await store.markets.ensure("binance", SHIB)
+        async with running(store, opened) as run:
+            run.start(TRADES, ("binance", SHIB))
+            await listening(run, server)
+            trader.trade(10)
+            await eventually(run, store, market, trader)
+            trader.trade(3, heard=False)
+            # Whole beyond them.
+            last = from_ms(trader.ticks[-1].time_ms)
+            async with asyncio.timeout(PATIENCE_S):
+                while True:
+                    trader.trade(1)
+                    if (await whole(store, market))[-1][1] > last:
+                        break
+                    await asyncio.sleep(0.02)
+            await eventually(run, store, market, trader)
+            assert not run.count("left_out")
+        assert len(trader.made) == 3 + len(
+            await stored(store, market, from_ms(trader.ticks[trader.began].time_ms))
+        )
+        async with running(store, opened) as run:
+            run.start(TRADES, ("binance", SHIB))
+            await listening(run, server)
+            await self.told(run, trader, 3)
+            await eventually(run, store, market, trader)
+        await check(store, market, trader, late_ms=UNORDERED_MS)
 
 
 async def test_what_was_missed_while_nobody_ran_is_asked_for(

@@ -23,7 +23,7 @@ from kurisu.exchange.port import Batch, CandleUpdate, TradeRow
 from kurisu.ingest.live.candles import SPREAD_MS, CandleFollower
 from kurisu.ingest.live.events import Say, tell
 from kurisu.ingest.live.options import StreamOptions
-from kurisu.ingest.live.refill import Refiller
+from kurisu.ingest.live.refill import CHECK_S, Refiller
 from kurisu.ingest.live.trades import TradeFollower
 from kurisu.ingest.live.writer import SOURCE, Writer
 from kurisu.store.coverage import Stretch
@@ -140,7 +140,7 @@ class Feed:
                 market, usual, venue.trade_ids_gapless and has_ids, to_ms(at), space,
                 dense=venue.trade_ids_dense and has_ids,
             )  # fmt: skip
-            self._refiller.follow(follower)
+            self._refiller.follow(follower, checked=_unchecked(known, at))
             self._add("trades", market, follower)
 
     async def _prepare_candles(self, markets: Sequence[Market], now: datetime) -> None:
@@ -315,6 +315,17 @@ class Feed:
             await self._dead.wait()
             self._dead.clear()
             await self._exchange.disconnect()
+
+
+def _unchecked(known: Sequence[Stretch], at: datetime) -> int | None:
+    """From where on what is whole up to `at` may be the word of a stream alone; None for nothing.
+
+    Milliseconds since 1970.
+    """
+    for one in known:
+        if one.since < at <= one.until and one.status == "complete":
+            return to_ms(max(one.since, at - timedelta(seconds=CHECK_S)))
+    return None
 
 
 def _names(symbols: Sequence[str]) -> str:

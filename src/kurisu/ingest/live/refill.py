@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -40,6 +42,10 @@ FIRST_TRADE_S: Final = 0.5
 LATE_MS: Final = 10_000
 #: Holes of fewer bars in all are nobody's outage.
 JUDGED_BARS: Final = 2
+#: How often REST is asked whether a stream leaves something out whose ids do not tell.
+CHECK_S: Final = 300.0
+#: Rows of an answer, where the venue does not say how many it gives.
+USUAL_LIMIT: Final = 100
 #: Wait before REST is asked again where it has not caught up with the stream.
 AGAIN_S: Final = 0.5
 #: The longest waits after failures: of the exchange, and of the database.
@@ -55,6 +61,8 @@ class _Turn:
     """When a market may be asked for again, and was asked last, by a steady clock; in which run
     of its stream that was.
 
+    checked: what the stream brought before it was compared with REST, by the exchange's clock; at
+    checked_s. is_doubted: the stream has left out something of what came since.
     told: of which run it was said that something is missing; inserted: trades of it from REST,
     since: where it began. revivals: how often connections were given up for this market without
     its stream saying anything since, the last time at revived_s.
@@ -65,6 +73,9 @@ class _Turn:
     is_running: bool = False
     asked_s: float = 0.0
     run: int | None = None
+    checked: int | None = None
+    checked_s: float = -math.inf
+    is_doubted: bool = False
     told: int | None = None
     since: int | None = None
     inserted: int = 0
@@ -101,9 +112,12 @@ class Refiller:
         self.trades: dict[TradeFollower, _Turn] = {}
         self.candles: dict[CandleFollower, _Turn] = {}
 
-    def follow(self, follower: TradeFollower | CandleFollower) -> None:
+    def follow(
+        self, follower: TradeFollower | CandleFollower, *, checked: int | None = None
+    ) -> None:
+        """checked: what a stream has brought from then on was perhaps not compared with REST."""
         if isinstance(follower, TradeFollower):
-            self.trades[follower] = _Turn()
+            self.trades[follower] = _Turn(checked=checked)
         else:
             self.candles[follower] = _Turn()
 
@@ -114,19 +128,23 @@ class Refiller:
             if not turn.is_running and turn.at_s <= now_s and self._needs(trades, turn, now_s):
                 await self._take(turn, self._read_trades(trades, turn), str(trades.market))
                 return True
-        if not self.candles:
-            return False
-        now = to_ms(await self._exchange.now())
-        due = [
-            (candles.check_at, turn, candles)
-            for candles, turn in self.candles.items()
-            if not turn.is_running and turn.at_s <= now_s and candles.check_at <= now
-        ]
-        if not due:
-            return False
-        _, turn, candles = min(due, key=lambda one: one[0])
-        await self._take(turn, self._read_candles(candles, turn), str(candles.market))
-        return True
+        if self.candles:
+            now = to_ms(await self._exchange.now())
+            due = [
+                (candles.check_at, turn, candles)
+                for candles, turn in self.candles.items()
+                if not turn.is_running and turn.at_s <= now_s and candles.check_at <= now
+            ]
+            if due:
+                _, turn, candles = min(due, key=lambda one: one[0])
+                await self._take(turn, self._read_candles(candles, turn), str(candles.market))
+                return True
+        # What can wait.
+        for trades, turn in self.trades.items():
+            if not turn.is_running and turn.at_s <= now_s and self._is_unchecked(trades, turn):
+                await self._take(turn, self._check_trades(trades, turn), str(trades.market))
+                return True
+        return False
 
     async def _take(self, turn: _Turn, work: Coroutine[Any, Any, None], market: str) -> None:
         turn.is_running = True
@@ -218,6 +236,8 @@ class Refiller:
             elif report.inserted:
                 late |= any(heard < to_ms(at) < expected for at in page.table["time"].to_pylist())
             follower.has_read(to_ms(page.until))
+        if turn.checked is None or since <= turn.checked:
+            turn.checked, turn.checked_s = follower.whole_until, time.monotonic()
         # What is caught up with at the beginning of a run says nothing about the stream.
         turn.asked_s, turn.run, late = time.monotonic(), run, late and turn.run == run
         turn.inserted += 0 if is_apart else inserted
@@ -231,6 +251,52 @@ class Refiller:
             turn.since, turn.inserted = None, 0
         if missing is None and late and run == follower.run:
             self._give_up(follower.market, turn, follower.heard_s)
+
+    def _is_unchecked(self, follower: TradeFollower, turn: _Turn) -> bool:
+        """Its ids do not tell whether the stream leaves something out, and REST was not asked."""
+        if follower.gapless or follower.dense:
+            return False
+        if self._exchange.venue.trade_paging is TradePaging.NOTHING:
+            return False
+        if turn.checked is None or turn.checked >= follower.whole_until:
+            return False
+        return turn.is_doubted or time.monotonic() - turn.checked_s >= CHECK_S
+
+    def _check_from(self, follower: TradeFollower, turn: _Turn) -> int:
+        """From where on a stream is compared with REST: what came since the last time, of a busy
+        market about as much as fits in an answer; all of it once something was left out."""
+        begun = follower.whole_until if turn.checked is None else turn.checked
+        if turn.is_doubted or follower.pause_s is None:
+            return begun
+        # A message may be several trades.
+        rows = (self._exchange.venue.trade_limit or USUAL_LIMIT) // 2
+        return max(begun, follower.whole_until - int(rows * follower.pause_s * 1000))
+
+    async def _check_trades(self, follower: TradeFollower, turn: _Turn) -> None:
+        """Store what REST has and the stream should have brought."""
+        since, until = self._check_from(follower, turn), follower.whole_until
+        missed = 0
+        async for page in trade_pages(
+            self._exchange, follower.symbol, from_ms(since), from_ms(until),
+            grace=self._grace, id_space=follower.space,
+        ):  # fmt: skip
+            # What REST does not give any more says nothing about the stream.
+            if page.status is PageStatus.ANSWERED and page.table.num_rows:
+                batch = TradeBatch(follower.market, page.table, page.id_space)
+                now = await self._exchange.now()
+                # What the user wants to have dropped by now is missed by nobody.
+                with suppress(RetentionConflict):
+                    (report,) = await self._store.trades.write_many([batch], source=SOURCE, now=now)
+                    missed += report.inserted
+        if missed:
+            self._tell(
+                "left_out", f"{missed:,} trades that the stream has left out, from REST",
+                market=str(follower.market), since=from_ms(since), until=from_ms(until),
+                trades=missed,
+            )  # fmt: skip
+        turn.is_doubted = missed > 0 and turn.checked is not None and since > turn.checked
+        if not turn.is_doubted:
+            turn.checked, turn.checked_s = until, time.monotonic()
 
     async def _leave_out(self, follower: TradeFollower, turn: _Turn) -> None:
         """What the stream has missed, and nobody gives."""
