@@ -68,6 +68,7 @@ WRITERS = (
 BEGUN = "mark := pg_catalog.set_config('kurisu.writes_in', pg_trigger_depth()::text, TRUE);"
 ENDED = "mark := pg_catalog.set_config('kurisu.writes_in', '', TRUE);"
 
+# What is as exact there as among PostgreSQL's own, and was not.
 EXACT = (
     ("o.side)", "o.side::text)"),
     ("c.side)", "c.side::text)"),
@@ -122,7 +123,7 @@ BEGIN
 """,
             f"""    IF (current_setting('kurisu.writes_in', TRUE) = (pg_trigger_depth() - 1)::text
         AND current_user = (SELECT pg_get_userbyid(proowner) FROM pg_proc
-                             WHERE oid = '{dot}kurisu_only_its_own()'::regprocedure)
+                             WHERE oid = '{_quoted(dot)}kurisu_only_its_own()'::regprocedure)
        ) IS NOT TRUE THEN
 """,
         ),
@@ -297,6 +298,19 @@ def _old(function: str) -> Callable[[str], str]:
     return partial(_exchange, parts[::-1])
 
 
+def _named(dot: str, text: str) -> str:
+    return NAMED.sub(lambda found: f"{found[1]} {dot}{found[2]}", text)
+
+
+def _unnamed(dot: str, text: str) -> str:
+    return text.replace(f" {dot}", " ").replace(f"'{_quoted(dot)}", "'")
+
+
+def _quoted(name: str) -> str:
+    """Within a text of SQL."""
+    return name.replace("'", "''")
+
+
 def _exact(text: str) -> str:
     for loose, exact in EXACT:
         text = text.replace(loose, exact)
@@ -317,7 +331,7 @@ def _dot() -> str:
 def upgrade() -> None:
     dot = _dot()
     for function in READERS:
-        _rewrite(function, _new(function, dot), partial(NAMED.sub, rf"\1 {dot}\2"))
+        _rewrite(function, _new(function, dot), partial(_named, dot))
         execute_script(f"ALTER FUNCTION {function} SET search_path = pg_catalog, pg_temp;")
     for function in (*WRITERS[:2], FOLLOW):
         _rewrite(function, _new(function, dot), _exact)
@@ -344,8 +358,4 @@ def downgrade() -> None:
         _rewrite(function, _loose, _old(function))
     set_path(READERS)
     for function in READERS:
-        _rewrite(
-            function,
-            lambda text: text.replace(f" {dot}", " ").replace(f"'{dot}", "'"),
-            _old(function),
-        )
+        _rewrite(function, partial(_unnamed, dot), _old(function))
