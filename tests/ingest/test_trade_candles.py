@@ -15,8 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kurisu.domain.candle import Candle
+from kurisu.domain.listing import MarketListing
 from kurisu.domain.market import MarketName
 from kurisu.domain.trade import Trade
+from kurisu.errors import InvalidArgument
 from kurisu.ingest.candle_import import import_file
 from kurisu.ingest.trade_candles import TradeCandlesReport, candles_from_trades, candles_of
 from kurisu.ingest.trade_import import import_trades
@@ -113,6 +115,76 @@ async def test_minutes_that_are_not_complete_give_no_candle(store: Store, market
     assert counts(wider) == {"minutes": 2, "candles": 1, "equal": 1, "incomplete": 2}
     nothing = await store.markets.ensure("binance", "ETH/USDT")
     assert (await candles_from_trades(store, nothing)).since is None
+
+
+class TestContracts:
+    """Trades count contracts; candles these or base units."""
+
+    @staticmethod
+    async def traded(store: Store, symbol: str, **listed: Any) -> Market:
+        name = MarketName.of("okx", symbol)
+        size = Decimal("0.01") if name.settle == name.quote else Decimal(100)
+        market = await store.markets.add(
+            MarketListing(
+                name, symbol, "swap", active=True, settle_asset=name.settle,
+                linear=name.settle == name.quote, contract_size=size, **listed,
+            )
+        )  # fmt: skip
+        report = await store.trades.write(market, ROWS, complete=[(at(0), at(300))])
+        assert not report.rejects
+        return market
+
+    @pytest.mark.parametrize(
+        ("symbol", "unit", "one"),
+        [
+            ("BTC/USDT:USDT", "contracts", Decimal(1)),
+            ("BTC/USDT:USDT", "base", Decimal("0.01")),
+            ("BTC/USD:BTC", "contracts", Decimal(1)),
+        ],
+    )
+    async def test_volumes_are_in_the_unit_of_the_market_s_candles(
+        self, store: Store, symbol: str, unit: str, one: Decimal
+    ) -> None:
+        market = await self.traded(store, symbol, volume_unit=unit, meta={"volume_unit": unit})
+        assert market.volume_unit == unit
+        made = [c._replace(volume=c.volume * one) for c in CANDLES]
+        await store.candles.write(market, "1m", made[:1])
+        report = await candles_from_trades(store, market, write=True)
+        assert counts(report) == {"minutes": 5, "candles": 3, "equal": 1, "missing": 2}
+        assert (report.inserted, report.notes) == (2, [])
+        assert await stored(store, market) == made
+
+    @pytest.mark.parametrize(
+        ("symbol", "meta", "why"),
+        [
+            ("BTC/USD:BTC", {"volume_unit": "base"}, "the exchange rounds"),
+            ("BTC/USDT:USDT", {}, "kurisu markets sync okx"),
+        ],
+    )
+    async def test_where_trades_do_not_tell_them_prices_are_compared(
+        self, store: Store, symbol: str, meta: dict[str, str], why: str
+    ) -> None:
+        market = await self.traded(store, symbol, meta=meta)
+        with pytest.raises(InvalidArgument, match=why):
+            await candles_from_trades(store, market, write=True)
+        assert await stored(store, market) == []
+        other = [CANDLES[0]._replace(volume=Decimal("0.5")), candle(1, 9, 9, 8, 9, 1)]
+        await store.candles.write(market, "1m", other)
+        report = await candles_from_trades(store, market)
+        assert counts(report) == {
+            "minutes": 5, "candles": 3, "equal": 1, "different": 1, "missing": 1,
+        }  # fmt: skip
+        (note,) = report.notes
+        assert why in note
+        assert note.endswith("volumes were not compared")
+
+    async def test_a_volume_that_no_column_holds(self, store: Store) -> None:
+        meta = {"volume_unit": "base"}
+        market = await self.traded(store, "BTC/USDT:USDT", volume_unit="base", meta=meta)
+        least = trade(299, 1, number=20)._replace(amount=Decimal("1e-18"))
+        await store.trades.write(market, [least])
+        with pytest.raises(InvalidArgument, match="1E-20 cannot be stored"):
+            await candles_from_trades(store, market)
 
 
 async def test_without_ids_the_order_in_a_millisecond_is_not_known(

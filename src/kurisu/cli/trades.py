@@ -168,6 +168,8 @@ async def to_candles(
 
     Only minutes count whose trades are known to be complete. Minutes without trades give no
     candle. With --write candles are stored where there are none; stored ones are never changed.
+    Volumes of contracts are in the unit that the exchange's candles have; where trades do not tell
+    them, prices alone are compared.
 
     Exit code 1 if a stored candle says something else than the trades.
     """

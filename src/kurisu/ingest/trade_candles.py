@@ -4,13 +4,17 @@ Only minutes count of which coverage says that every trade is stored. A minute w
 no candle. Where ids are derived, nobody knows the order of the trades inside a millisecond: a
 minute that begins or ends with several prices at once has no certain open or close, agrees with a
 stored candle that has any of them, and is not stored.
+
+Trades of a contract count contracts, and its candles these or base units, venue by venue. Those of
+an inverse one in base units are rounded by the exchange, trade by trade or not: then prices alone
+are compared, and nothing is stored.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any, Final
@@ -20,8 +24,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from kurisu.domain.candle import Candle
+from kurisu.domain.money import EXACT, number_fault
 from kurisu.domain.timeframe import BASE
 from kurisu.domain.trade import IdSpace
+from kurisu.errors import InvalidArgument
 from kurisu.store.candle_rows import NUMBERS, differs, from_us, times_us, to_us, words
 from kurisu.store.coverage import Stretch
 from kurisu.store.markets import Market
@@ -97,10 +103,46 @@ class Made:
     opens: dict[int, set[Decimal]]
     closes: dict[int, set[Decimal]]
 
+    def counted_in(self, unit: Decimal) -> Made:
+        """With a volume of `unit` for each that was traded. Raises InvalidArgument for one of more
+        digits than a column has."""
+        if unit == 1:
+            return self
+        column = self.table.column("volume")
+        volumes = [EXACT.multiply(value, unit) for value in column.to_pylist()]
+        for volume in volumes:
+            if (fault := number_fault(volume)) is not None:
+                shown = EXACT.normalize(volume)
+                raise InvalidArgument(f"a volume of {shown} cannot be stored: {fault}")
+        index = self.table.column_names.index("volume")
+        table = self.table.set_column(index, "volume", pa.array(volumes, column.type))
+        return replace(self, table=table)
+
     def without_unsure(self) -> pa.Table:
         unsure = list(self.opens.keys() | self.closes.keys())
         times = times_us(self.table.column("time"))
         return self.table.filter(pa.array(~np.isin(times, unsure)))
+
+
+def volume_of_one(market: Market) -> Decimal | None:
+    """What one of a trade's amount is in the volume of a candle; None where trades do not tell."""
+    if market.name.settle is None or market.volume_unit == "contracts":
+        return Decimal(1)
+    if market.volume_unit == "base" and market.linear:
+        return market.contract_size
+    return None
+
+
+def _untold(market: Market) -> str:
+    if market.volume_unit is None or market.contract_size is None:
+        return (
+            "what the volume of its candles counts is not known: run "
+            f"`kurisu markets sync {market.exchange}`"
+        )
+    return (
+        "the volume of its candles is in base units, and the exchange rounds what its contracts "
+        "are worth"
+    )
 
 
 def candles_of(trades: pa.Table, *, is_ordered: bool) -> Made:
@@ -174,9 +216,16 @@ async def candles_from_trades(
 ) -> TradeCandlesReport:
     """Build 1m candles from the stored trades of [since, until) and compare them.
 
-    write: store those that are missing. Raises InvalidArgument, RetentionConflict, DatabaseError.
+    write: store those that are missing. Raises InvalidArgument, also where trades do not tell the
+    volume of a candle that is to be stored; RetentionConflict, DatabaseError.
     """
     report = TradeCandlesReport(str(market))
+    unit = volume_of_one(market)
+    if unit is None:
+        why = _untold(market)
+        if write:
+            raise InvalidArgument(f"{market}: {why}; without --write the prices are compared")
+        report.notes.append(f"{why}; volumes were not compared")
     known = await store.trades.coverage(market)
     if not known:
         return report
@@ -188,7 +237,9 @@ async def candles_from_trades(
     whole = whole_minutes(known, first, end)
     for low, high in _pieces(whole):
         made = await _made(store, market, low, high, is_ordered=is_ordered)
-        await _compare(store, market, low, high, made, report)
+        if unit is not None:
+            made = made.counted_in(unit)
+        await _compare(store, market, low, high, made, report, with_volumes=unit is not None)
         if write:
             await _store(store, market, low, high, made, report, allow_expiring=allow_expiring)
     report.incomplete = await _incomplete(store, market, whole, first, end)
@@ -248,6 +299,8 @@ async def _compare(
     until: datetime,
     made: Made,
     report: TradeCandlesReport,
+    *,
+    with_volumes: bool,
 ) -> None:
     stored = (await store.candles.read(market, BASE, since, until)).table
     stored = stored.select(["time", *NUMBERS]).replace_schema_metadata()
@@ -257,6 +310,9 @@ async def _compare(
     report.unsure += len(made.opens.keys() | made.closes.keys())
     both, at, there = np.intersect1d(ours, theirs, assume_unique=True, return_indices=True)
     left, right = made.table.take(pa.array(at)), stored.take(pa.array(there))
+    if not with_volumes:
+        index = left.column_names.index("volume")
+        left = left.set_column(index, "volume", right.column("volume"))
     unequal = np.flatnonzero(differs(left, right)).tolist()
     found = []
     for index in unequal:

@@ -30,8 +30,8 @@ class Market:
     id: ours. name: exchange and unified symbol, and what the symbol says. active: false once the
     exchange no longer lists it, or lists it and does not trade it.
     The rest is what its exchange lists, see `MarketListing`; None until `kurisu markets sync`, and
-    for what the exchange does not say. trade_id_space: which ids its stored trades carry; None
-    while it has none.
+    for what the exchange does not say. volume_unit: what candle volumes are in, base or contracts.
+    trade_id_space: which ids its stored trades carry; None while it has none.
     """
 
     id: int
@@ -52,6 +52,7 @@ class Market:
     max_price: Decimal | None = None
     min_cost: Decimal | None = None
     max_cost: Decimal | None = None
+    volume_unit: str | None = None
     trade_id_space: str | None = None
 
     def __str__(self) -> str:
@@ -83,7 +84,11 @@ def each_known(markets: Any) -> list[Market]:
     return [known(market) for market in markets]
 
 
-_COLUMNS: Final = tuple(getattr(MarketRow, f.name) for f in fields(Market) if f.name != "name")
+_IN_META: Final = "volume_unit"
+_COLUMNS: Final = (
+    *(getattr(MarketRow, f.name) for f in fields(Market) if f.name not in ("name", _IN_META)),
+    MarketRow.meta[_IN_META].astext.label(_IN_META),
+)
 
 
 def _market(row: Row[Any]) -> Market:
