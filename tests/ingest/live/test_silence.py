@@ -135,14 +135,17 @@ def test_of_a_busy_market_as_much_is_compared_as_fits_in_an_answer(
 ) -> None:
     watched = Watched(monkeypatch)
     follower, turn = watched.follower, watched.turn
+
+    def compared_from() -> int:
+        return watched.refiller._check_from(follower, turn, 1_300_000)
+
     turn.checked = 1_000_000
-    follower.whole_until = turn.checked + 300_000
     # Nobody knows how busy it is.
-    assert watched.refiller._check_from(follower, turn) == turn.checked
+    assert compared_from() == turn.checked
     follower.pause_s = 0.01
-    assert watched.refiller._check_from(follower, turn) == follower.whole_until - 2_500
+    assert compared_from() == 1_300_000 - 2_500
     # What was left out there may have been left out before.
     turn.is_doubted = True
-    assert watched.refiller._check_from(follower, turn) == turn.checked
+    assert compared_from() == turn.checked
     turn.is_doubted, follower.pause_s = False, 10.0
-    assert watched.refiller._check_from(follower, turn) == turn.checked
+    assert compared_from() == turn.checked

@@ -13,7 +13,8 @@ class StreamEvent:
     """Something that happened.
 
     event: connected, reconnecting, gap, refilled, unavailable, refill_failed, silent, left_out,
-        revised, rejected, database_lost, database_back, buffer_full, buffer_free, status, stopped.
+        differs, revised, rejected, database_lost, database_back, buffer_full, buffer_free, status,
+        stopped.
     at: this machine's clock. exchange, market: whom it concerns; None for all of them.
     text: for people. fields: the same for programs; values are JSON's, or datetimes.
     """

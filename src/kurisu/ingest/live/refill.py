@@ -6,10 +6,11 @@ import math
 import random
 import time
 from collections.abc import Callable, Coroutine
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
+
+import pyarrow as pa
 
 from kurisu.domain.timeframe import Timeframe
 from kurisu.errors import DatabaseError, ExchangeError, RetentionConflict, WriteRefused
@@ -17,7 +18,7 @@ from kurisu.exchange.candles import CandlePage, PageStatus, candle_pages
 from kurisu.exchange.clock import from_ms, to_ms
 from kurisu.exchange.port import StreamingExchange
 from kurisu.exchange.streams import MOST_DOUBLED
-from kurisu.exchange.trades import trade_pages
+from kurisu.exchange.trades import TradePage, trade_pages
 from kurisu.exchange.venues import TradePaging
 from kurisu.ingest.live.candles import CandleFollower
 from kurisu.ingest.live.trades import TradeFollower
@@ -62,7 +63,8 @@ class _Turn:
     of its stream that was.
 
     checked: what the stream brought before it was compared with REST, by the exchange's clock; at
-    checked_s. is_doubted: the stream has left out something of what came since.
+    checked_s. is_doubted: the stream has left out something of what came since. differs: it was
+    said that the two do not agree.
     told: of which run it was said that something is missing; inserted: trades of it from REST,
     since: where it began. revivals: how often connections were given up for this market without
     its stream saying anything since, the last time at revived_s.
@@ -76,6 +78,7 @@ class _Turn:
     checked: int | None = None
     checked_s: float = -math.inf
     is_doubted: bool = False
+    differs: bool = False
     told: int | None = None
     since: int | None = None
     inserted: int = 0
@@ -262,32 +265,30 @@ class Refiller:
             return False
         return turn.is_doubted or time.monotonic() - turn.checked_s >= CHECK_S
 
-    def _check_from(self, follower: TradeFollower, turn: _Turn) -> int:
-        """From where on a stream is compared with REST: what came since the last time, of a busy
-        market about as much as fits in an answer; all of it once something was left out."""
-        begun = follower.whole_until if turn.checked is None else turn.checked
+    def _check_from(self, follower: TradeFollower, turn: _Turn, until: int) -> int:
+        """From where on a stream is compared with REST up to `until`: what came since the last
+        time, of a busy market about as much as fits in an answer; all once something was left
+        out."""
+        begun = until if turn.checked is None else turn.checked
         if turn.is_doubted or follower.pause_s is None:
             return begun
         # A message may be several trades.
         rows = (self._exchange.venue.trade_limit or USUAL_LIMIT) // 2
-        return max(begun, follower.whole_until - int(rows * follower.pause_s * 1000))
+        return max(begun, until - int(rows * follower.pause_s * 1000))
 
     async def _check_trades(self, follower: TradeFollower, turn: _Turn) -> None:
-        """Store what REST has and the stream should have brought."""
-        since, until = self._check_from(follower, turn), follower.whole_until
+        """Store what REST has and the stream should have brought by now."""
+        until = min(follower.whole_until, to_ms(await self._exchange.now()) - LATE_MS)
+        since = self._check_from(follower, turn, until)
         missed = 0
-        async for page in trade_pages(
-            self._exchange, follower.symbol, from_ms(since), from_ms(until),
-            grace=self._grace, id_space=follower.space,
-        ):  # fmt: skip
-            # What REST does not give any more says nothing about the stream.
-            if page.status is PageStatus.ANSWERED and page.table.num_rows:
-                batch = TradeBatch(follower.market, page.table, page.id_space)
-                now = await self._exchange.now()
-                # What the user wants to have dropped by now is missed by nobody.
-                with suppress(RetentionConflict):
-                    (report,) = await self._store.trades.write_many([batch], source=SOURCE, now=now)
-                    missed += report.inserted
+        if until > since:
+            async for page in trade_pages(
+                self._exchange, follower.symbol, from_ms(since), from_ms(until),
+                grace=self._grace, id_space=follower.space,
+            ):  # fmt: skip
+                # What REST does not give any more says nothing about the stream.
+                if page.status is PageStatus.ANSWERED:
+                    missed += await self._add_left_out(follower.market, turn, page)
         if missed:
             self._tell(
                 "left_out", f"{missed:,} trades that the stream has left out, from REST",
@@ -295,8 +296,35 @@ class Refiller:
                 trades=missed,
             )  # fmt: skip
         turn.is_doubted = missed > 0 and turn.checked is not None and since > turn.checked
+        turn.checked_s = time.monotonic()
         if not turn.is_doubted:
-            turn.checked, turn.checked_s = until, time.monotonic()
+            turn.checked = max(until, turn.checked or until)
+
+    async def _add_left_out(self, market: Market, turn: _Turn, page: TradePage) -> int:
+        """Trades of the page that were not stored, and are now; none if the page lacks stored ones:
+        then the two do not speak of the same trades, and every one would count twice."""
+        stored = await self._store.trades.read(market, page.since, page.until)
+        known, told = _keys(stored.table), _keys(page.table)
+        if known - told:
+            if not turn.differs:
+                turn.differs = True
+                self._tell(
+                    "differs", f"{len(known - told):,} trades of the stream are not among REST's, "
+                    "which is not asked what else there was",
+                    market=str(market), since=page.since, until=page.until,
+                    trades=len(known - told),
+                )  # fmt: skip
+            return 0
+        if told <= known:
+            return 0
+        now = await self._exchange.now()
+        batch = TradeBatch(market, page.table, page.id_space)
+        try:
+            (report,) = await self._store.trades.write_many([batch], source=SOURCE, now=now)
+        except RetentionConflict:
+            # What the user wants to have dropped by now is missed by nobody.
+            return 0
+        return report.inserted
 
     async def _leave_out(self, follower: TradeFollower, turn: _Turn) -> None:
         """What the stream has missed, and nobody gives."""
@@ -421,3 +449,7 @@ class Refiller:
             f"{until:%Y-%m-%d %H:%M:%S} UTC",
             market=str(market), since=since, until=until,
         )  # fmt: skip
+
+
+def _keys(trades: pa.Table) -> set[tuple[datetime, str]]:
+    return set(zip(trades["time"].to_pylist(), trades["trade_id"].to_pylist(), strict=True))
