@@ -13,6 +13,7 @@ import pytest
 from kurisu.domain.market import MarketName
 from kurisu.domain.timeframe import BASE
 from kurisu.domain.trade import IdSpace
+from kurisu.errors import ExchangeError
 from kurisu.exchange.port import TradeRow
 from kurisu.exchange.venues import TradePaging, Venue
 from kurisu.ingest.live.refill import CHECK_S, SHORTEST_SILENCE_S, SILENCE_S, Refiller
@@ -128,6 +129,27 @@ def test_a_stream_is_compared_with_rest_where_its_ids_do_not_tell(
         monkeypatch.setattr(follower, certain, False)
     watched.refiller._exchange.venue = Venue(trade_paging=TradePaging.NOTHING)  # type: ignore[misc]
     assert not watched.refiller._is_unchecked(follower, turn)
+
+
+async def test_an_exchange_that_does_not_answer_is_left_alone_until_the_next_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    watched = Watched(monkeypatch)
+    follower, turn = watched.follower, watched.turn
+
+    async def unreachable() -> None:
+        raise ExchangeError("okx", "it cannot be reached")
+
+    monkeypatch.setattr(watched.refiller._exchange, "now", unreachable, raising=False)
+    follower.whole_until, turn.checked = 2_000, 1_000
+    assert watched.refiller._is_unchecked(follower, turn)
+    await watched.refiller._take(turn, watched.refiller._check_trades(follower, turn), "")
+    # What is missing, REST is soon asked again.
+    assert turn.at_s - watched.now_s <= 1
+    watched.now_s += CHECK_S - 1
+    assert not watched.refiller._is_unchecked(follower, turn)
+    watched.now_s += 1
+    assert watched.refiller._is_unchecked(follower, turn)
 
 
 def test_of_a_busy_market_as_much_is_compared_as_fits_in_an_answer(

@@ -278,6 +278,8 @@ class Refiller:
 
     async def _check_trades(self, follower: TradeFollower, turn: _Turn) -> None:
         """Store what REST has and the stream should have brought by now."""
+        # Where REST does not answer this can wait until the next time.
+        turn.checked_s = time.monotonic()
         until = min(follower.whole_until, to_ms(await self._exchange.now()) - LATE_MS)
         since = self._check_from(follower, turn, until)
         missed = 0
@@ -296,7 +298,6 @@ class Refiller:
                 trades=missed,
             )  # fmt: skip
         turn.is_doubted = missed > 0 and turn.checked is not None and since > turn.checked
-        turn.checked_s = time.monotonic()
         if not turn.is_doubted:
             turn.checked = max(until, turn.checked or until)
 
