@@ -433,7 +433,7 @@ GRANT ALL ON SCHEMA of_somebody TO {WRITER};
 GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {WRITER};
 """
 
-#: Another table, on which a trigger calls {{function}}, of which the text is {{does}}.
+#: Another table, on which a trigger calls {function}, which does what {does} says.
 ON_NOTES: Final = """
 CREATE TABLE of_somebody.notes (x int);
 CREATE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql AS

@@ -325,6 +325,21 @@ class TestWhatIsLeftOutWhereIdsDoNotTell:
 
         await run.until(is_told)
 
+    @staticmethod
+    @asynccontextmanager
+    async def begun(
+        store: Store, server: ExchangeServer, opened: Opener
+    ) -> AsyncIterator[tuple[Running, Trader, Market]]:
+        """A stream that REST need not be asked for any more."""
+        trader = shib(server)
+        async with running(store, opened) as run:
+            run.start(TRADES, ("binance", SHIB))
+            await listening(run, server)
+            trader.trade(10)
+            market = await store.markets.get("binance", SHIB)
+            await eventually(run, store, market, trader)
+            yield run, trader, market
+
     async def test_rest_is_asked_from_time_to_time(
         self,
         store: Store,
@@ -333,13 +348,7 @@ class TestWhatIsLeftOutWhereIdsDoNotTell:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         monkeypatch.setattr(refill, "CHECK_S", 0.2)
-        trader = shib(server)
-        async with running(store, opened) as run:
-            run.start(TRADES, ("binance", SHIB))
-            await listening(run, server)
-            trader.trade(10)
-            market = await store.markets.get("binance", SHIB)
-            await eventually(run, store, market, trader)
+        async with self.begun(store, server, opened) as (run, trader, market):
             for times in (1, 2):
                 trader.trade(5)
                 trader.trade(3, heard=False)
@@ -358,13 +367,7 @@ class TestWhatIsLeftOutWhereIdsDoNotTell:
     ) -> None:
         """A venue that calls its trades otherwise there: every one would count twice."""
         monkeypatch.setattr(refill, "CHECK_S", 0.2)
-        trader = shib(server)
-        async with running(store, opened) as run:
-            run.start(TRADES, ("binance", SHIB))
-            await listening(run, server)
-            trader.trade(10)
-            market = await store.markets.get("binance", SHIB)
-            await eventually(run, store, market, trader)
+        async with self.begun(store, server, opened) as (run, trader, market):
             heard = trader.ticks[-1]._replace(id=1, time_ms=server.clock.now_ms())
             server.send_agg_trade("SHIBUSDT", heard)
             trader.trade(3, heard=False)
@@ -383,13 +386,7 @@ class TestWhatIsLeftOutWhereIdsDoNotTell:
     async def test_and_at_the_start_for_what_the_last_stream_left_out(
         self, store: Store, server: ExchangeServer, opened: Opener
     ) -> None:
-        trader = shib(server)
-        market = await store.markets.ensure("binance", SHIB)
-        async with running(store, opened) as run:
-            run.start(TRADES, ("binance", SHIB))
-            await listening(run, server)
-            trader.trade(10)
-            await eventually(run, store, market, trader)
+        async with self.begun(store, server, opened) as (run, trader, market):
             trader.trade(3, heard=False)
             # Whole beyond them.
             last = from_ms(trader.ticks[-1].time_ms)
