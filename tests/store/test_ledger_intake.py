@@ -106,7 +106,8 @@ async def test_facts_that_somebody_else_wrote_are_named(
         else f"UPDATE {table} SET facts = '{facts}'",
     )  # fmt: skip
     news = replace(said("open", 2, client_order_id=None), exchange_order_id="Y")
-    with pytest.raises(LedgerRuleBroken, match="facts_are_readable"):
+    of = {"orders": "order 'ours'", "executions": "execution '7'", "waiting_orders": "order 'Y'"}
+    with pytest.raises(LedgerRuleBroken, match=f"facts_are_readable: {of[table]}"):
         await tell(ledger, account, market, news if table == "waiting_orders" else said("open", 2))
 
 

@@ -63,19 +63,19 @@ def facts_of(record: OrderRecord) -> dict[str, Any]:
     return facts
 
 
-def said_from_facts(facts: Mapping[str, Any]) -> Said:
-    """What the exchange said of an order. Raises LedgerRuleBroken."""
-    with _readable(facts):
+def said_from_facts(facts: Mapping[str, Any], order: str | None) -> Said:
+    """What the exchange said of an order. order: what errors call it. Raises LedgerRuleBroken."""
+    with _readable(facts, f"order {order!r}"):
         return _said_from_json(facts["said"]) if "said" in facts else Said()
 
 
 @contextlib.contextmanager
-def _readable(facts: object) -> Iterator[None]:
+def _readable(facts: object, of: str) -> Iterator[None]:
     """Facts are the ledger's own; what somebody else wrote there is named, and not guessed at."""
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise LedgerRuleBroken("facts_are_readable", f"{str(facts)[:200]}") from error
+        raise LedgerRuleBroken("facts_are_readable", f"{of}: {str(facts)[:200]}") from error
 
 
 def record_of(
@@ -89,7 +89,7 @@ def record_of(
     Raises LedgerRuleBroken.
     """
     amount, price, stop_price = order.amount, order.price, order.stop_price
-    with _readable(facts):
+    with _readable(facts, f"order {order.name!r}"):
         if placed_as := facts.get("placed"):
             amount = Decimal(placed_as["amount"])
             price = _number(placed_as["price"])
@@ -109,7 +109,7 @@ def record_of(
         placed=placed,
         client_order_id=order.client_order_id,
         exchange_order_id=order.exchange_order_id,
-        said=said_from_facts(facts),
+        said=said_from_facts(facts, order.name),
         executions=tuple(sorted(executions, key=lambda known: known.core)),
         filled=order.filled,
     )
@@ -256,7 +256,7 @@ def execution_row(row: Mapping[Any, Any], terms: MarketTerms) -> ExecutionRow:
     execution = execution_from_row(row, terms.name.symbol)
     facts = row["facts"]
     if facts:
-        with _readable(facts):
+        with _readable(facts, f"execution {execution.trade_id!r}"):
             known = KnownExecution(
                 core=Core(
                     unmarked_trade_id(execution), execution.side, execution.price, execution.amount

@@ -393,7 +393,9 @@ def _load_waiting(loaded: Loaded) -> None:
             OrderRecord(
                 client_order_id=row["client_order_id"],
                 exchange_order_id=row["exchange_order_id"],
-                said=said_from_facts(row["facts"]),
+                said=said_from_facts(
+                    row["facts"], row["client_order_id"] or row["exchange_order_id"]
+                ),
                 executions=tuple(sorted(executions, key=lambda known: known.core)),
             )
         )
