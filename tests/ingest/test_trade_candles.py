@@ -183,7 +183,7 @@ class TestContracts:
         market = await self.traded(store, "BTC/USDT:USDT", volume_unit="base", meta=meta)
         least = trade(299, 1, number=20)._replace(amount=Decimal("1e-18"))
         await store.trades.write(market, [least])
-        with pytest.raises(InvalidArgument, match="1E-20 cannot be stored"):
+        with pytest.raises(InvalidArgument, match="1E-20 at 2024-03-05 00:04 UTC cannot be stored"):
             await candles_from_trades(store, market)
 
 

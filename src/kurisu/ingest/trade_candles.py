@@ -110,9 +110,9 @@ class Made:
             return self
         column = self.table.column("volume")
         volumes = [EXACT.multiply(value, unit) for value in column.to_pylist()]
-        for volume in volumes:
+        for at, volume in zip(self.table.column("time").to_pylist(), volumes, strict=True):
             if (fault := number_fault(volume)) is not None:
-                shown = EXACT.normalize(volume)
+                shown = f"{EXACT.normalize(volume)} at {at:%Y-%m-%d %H:%M} UTC"
                 raise InvalidArgument(f"a volume of {shown} cannot be stored: {fault}")
         index = self.table.column_names.index("volume")
         table = self.table.set_column(index, "volume", pa.array(volumes, column.type))

@@ -25,7 +25,7 @@ from kurisu.exchange.calls import RetryPolicy
 from kurisu.exchange.ccxt_adapter import CcxtExchange
 from kurisu.exchange.clock import from_ms, to_ms
 from kurisu.exchange.venues import VENUES, TradePaging
-from kurisu.ingest.live import refill
+from kurisu.ingest.live import feed, refill
 from kurisu.ingest.live.events import StreamEvent
 from kurisu.ingest.live.options import StreamOptions, StreamRequest
 from kurisu.ingest.live.stream import stream
@@ -356,6 +356,52 @@ class TestWhatIsLeftOutWhereIdsDoNotTell:
                 await self.told(run, trader, 3 * times)
             await eventually(run, store, market, trader)
             assert not run.count("reconnecting")
+        await check(store, market, trader, late_ms=UNORDERED_MS)
+
+    async def test_a_busy_market_is_read_from_where_it_was_compared_last(
+        self,
+        store: Store,
+        server: ExchangeServer,
+        opened: Opener,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """What is missing from a sample may be missing from what came before it, too."""
+        monkeypatch.setattr(refill.Refiller, "_sampled_from", lambda _, __, until: until - 60_000)
+        async with self.begun(store, server, opened) as (run, trader, market):
+            for later_ms in (120_000, 20_000):
+                trader.trade(3, heard=False)
+                server.clock.set(server.clock.now_ms() + later_ms, speed=LATER_S)
+                trader.trade(5)
+            await eventually(run, store, market, trader)
+            monkeypatch.setattr(refill, "CHECK_S", 0.2)
+            await self.told(run, trader, 6)
+            assert [one.fields["trades"] for one in run.events if one.event == "left_out"] == [3, 3]
+            await eventually(run, store, market, trader)
+        await check(store, market, trader, late_ms=UNORDERED_MS)
+
+    async def test_what_comes_while_rest_is_read_is_the_streams_word(
+        self,
+        store: Store,
+        server: ExchangeServer,
+        opened: Opener,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(refill, "CHECK_S", 0.2)
+        # REST is asked when all of it has come.
+        monkeypatch.setattr(feed, "LOOK_S", 1.0)
+        trader = shib(server)
+        async with running(store, opened) as run:
+            run.start(TRADES, ("binance", SHIB))
+            await listening(run, server)
+            trader.trade(5)
+            await asyncio.sleep(0.1)
+            trader.trade(3, heard=False)
+            await asyncio.sleep(0.1)
+            trader.trade(5)
+            market = await store.markets.get("binance", SHIB)
+            await eventually(run, store, market, trader)
+            await self.told(run, trader, 3)
+            await eventually(run, store, market, trader)
         await check(store, market, trader, late_ms=UNORDERED_MS)
 
     async def test_nothing_is_added_where_rest_does_not_know_what_came(

@@ -202,7 +202,7 @@ class Refiller:
             # Once, however often REST is asked until it has caught up.
             self._tell_gap(follower.market, since, missing[1])
             turn.told, turn.since = run, since
-        inserted, late = 0, False
+        inserted, late, reached = 0, False, since
         async for page in trade_pages(
             self._exchange, follower.symbol, from_ms(since),
             None if until is None else from_ms(until),
@@ -238,9 +238,11 @@ class Refiller:
                 self._tell_unavailable(follower.market, *stretch)
             elif report.inserted:
                 late |= any(heard < to_ms(at) < expected for at in page.table["time"].to_pylist())
-            follower.has_read(to_ms(page.until))
+            reached = to_ms(page.until)
+            follower.has_read(reached)
         if turn.checked is None or since <= turn.checked:
-            turn.checked, turn.checked_s = follower.whole_until, time.monotonic()
+            # What is whole beyond that, now that the run is joined, is the stream's word.
+            turn.checked, turn.checked_s = reached, time.monotonic()
         # What is caught up with at the beginning of a run says nothing about the stream.
         turn.asked_s, turn.run, late = time.monotonic(), run, late and turn.run == run
         turn.inserted += 0 if is_apart else inserted
@@ -265,24 +267,24 @@ class Refiller:
             return False
         return turn.is_doubted or time.monotonic() - turn.checked_s >= CHECK_S
 
-    def _check_from(self, follower: TradeFollower, turn: _Turn, until: int) -> int:
-        """From where on a stream is compared with REST up to `until`: what came since the last
-        time, of a busy market about as much as fits in an answer; all once something was left
-        out."""
-        begun = until if turn.checked is None else turn.checked
-        if turn.is_doubted or follower.pause_s is None:
-            return begun
+    def _sampled_from(self, follower: TradeFollower, until: int) -> int:
+        """From where on about as many trades of a busy market came before `until` as fit in an
+        answer; 0 where nobody knows how busy it is."""
+        if follower.pause_s is None:
+            return 0
         # A message may be several trades.
         rows = (self._exchange.venue.trade_limit or USUAL_LIMIT) // 2
-        return max(begun, until - int(rows * follower.pause_s * 1000))
+        return until - int(rows * follower.pause_s * 1000)
 
     async def _check_trades(self, follower: TradeFollower, turn: _Turn) -> None:
         """Store what REST has and the stream should have brought by now."""
         # Where REST does not answer this can wait until the next time.
         turn.checked_s = time.monotonic()
         until = min(follower.whole_until, to_ms(await self._exchange.now()) - LATE_MS)
-        since = self._check_from(follower, turn, until)
-        missed = 0
+        begun = until if turn.checked is None else turn.checked
+        # Once something was left out all is looked at that came since the last time.
+        sampled = 0 if turn.is_doubted else self._sampled_from(follower, until)
+        since, missed = max(begun, sampled), 0
         if until > since:
             async for page in trade_pages(
                 self._exchange, follower.symbol, from_ms(since), from_ms(until),
@@ -297,9 +299,9 @@ class Refiller:
                 market=str(follower.market), since=from_ms(since), until=from_ms(until),
                 trades=missed,
             )  # fmt: skip
-        turn.is_doubted = missed > 0 and turn.checked is not None and since > turn.checked
+        turn.is_doubted = missed > 0 and since > begun
         if not turn.is_doubted:
-            turn.checked = max(until, turn.checked or until)
+            turn.checked = max(begun, until)
 
     async def _add_left_out(self, market: Market, turn: _Turn, page: TradePage) -> int:
         """Trades of the page that were not stored, and are now; none if the page lacks stored ones:
